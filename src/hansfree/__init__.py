@@ -1,0 +1,1 @@
+"""hansfree: train and audit classifiers that are right for the right reasons."""

@@ -1,0 +1,377 @@
+"""The nouns of hansfree: Batch, Explanation, Explainer, Teacher, Classifier, Method, Stage, Benchmark.
+
+A benchmark yields batches; a method turns a batch into named losses; an explainer tells where a model
+looked; one loop minimises. A class here is abstract or final, never both.
+"""
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, NamedTuple, Self, final
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.overrides import handle_torch_function, has_torch_function
+
+from hansfree.errors import UserError
+
+Draws = Mapping[str, Tensor]
+"""What varies per sample and is shared by teacher and student (an epsilon, a noise, a coin): tensors of length b."""
+
+Target = Int[Tensor, "b"] | Int[Tensor, "b k"] | Callable[[Float[Tensor, "b classes"]], Tensor]
+"""The classes to explain: one or k per sample, or a rule that chooses them from the logits of the same forward pass."""
+
+TRAINING_SPLITS = ("train", "valid")
+TEST_SPLITS = ("iid", "ood", "shift")
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A batch of texts: token ids, the mask of real tokens, and the word that each token belongs to (-1: none)."""
+
+    ids: Int[Tensor, "b length"]
+    mask: Bool[Tensor, "b length"]
+    word_ids: Int[Tensor, "b length"]
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """Boxes of a batch, one tensor per image: corners (x0, y0, x1, y1) in pixels, ends exclusive, and classes."""
+
+    corners: tuple[Float[Tensor, "boxes 4"], ...]
+    classes: tuple[Int[Tensor, "boxes"], ...]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a benchmark yields and a method's loss receives. Optional fields are None where the data lack them."""
+
+    input: Float[Tensor, "b c h w"] | Tokens
+    label: Int[Tensor, "b"] | Float[Tensor, "b classes"]
+    index: Int[Tensor, "b"]
+    """Position of each sample in its split: stores and per-sample methods remember by it."""
+    bias: Int[Tensor, "b"] | None = None
+    """The spurious attribute, where known."""
+    mask: Float[Tensor, "b k h w"] | None = None
+    """In [0, 1]; the benchmark's ``mask_names`` say what each of the k masks shows."""
+    boxes: Boxes | None = None
+    clean: Float[Tensor, "b c h w"] | None = None
+    """The scene as an unbiased teacher sees it, pixel-aligned with ``input``."""
+    view: Float[Tensor, "b 2 3"] | None = None
+    """The geometric augmentation that made ``input``: replays stored maps."""
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch with every tensor on ``device``."""
+        return dataclasses.replace(
+            self, **{f.name: _moved(getattr(self, f.name), device) for f in dataclasses.fields(self)}
+        )
+
+
+def _moved(value: Any, device: torch.device | str) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, tuple):
+        return tuple(_moved(item, device) for item in value)
+    if isinstance(value, Tokens | Boxes):
+        return type(value)(*(_moved(getattr(value, f.name), device) for f in dataclasses.fields(value)))
+    return value
+
+
+class Explanation(NamedTuple):
+    """One forward pass gives both: logits [b, classes] and the map, [b, c, h, w] or [b, k, c, h, w] for k targets."""
+
+    logits: Tensor
+    map: Tensor
+
+
+class Drawer:
+    """Mix-in of whatever needs random numbers per sample. ``draw`` is the only place where they come from."""
+
+    def draw(self, count: int, generator: torch.Generator | None = None) -> Draws:
+        """Fresh draws for ``count`` samples, on the CPU, from ``generator`` (default: torch's own)."""
+        return {}
+
+    def fixed_draws(self, index: Int[Tensor, "b"]) -> Draws:
+        """Draws that depend on the sample's index alone: what validation and evaluation use."""
+        table = self.draw(_FIXED, torch.Generator().manual_seed(0))
+        rows = index.cpu() % _FIXED
+        return {name: values[rows] for name, values in table.items()}
+
+
+_FIXED = 4096
+
+
+class Explainer(Drawer, ABC):
+    """Where a model looked. Subclasses are final frozen dataclasses whose fields are the hyper-parameters.
+
+    Grad mode is the flag: with grad on, the map keeps its graph and can be a loss; under ``torch.no_grad()``
+    it is a constant. Maps are computed in float32 or better, whatever the precision around them.
+    """
+
+    @abstractmethod
+    def __call__(self, model: nn.Module, input: Tensor, target: Target, *, draws: Draws | None = None) -> Explanation:
+        """Explain ``model`` at ``input`` for ``target``; ``draws`` come from :meth:`draw` (None: the rule's middle)."""
+
+
+class TargetRule(Drawer, ABC):
+    """Which class is explained, chosen from the teacher's logits (or any logits) and draws."""
+
+    @abstractmethod
+    def choose(self, logits: Float[Tensor, "b classes"], draws: Draws) -> Int[Tensor, "b"]:
+        """One class per sample."""
+
+
+def held_affine(x: Tensor, scale: Tensor, shift: Tensor | None = None) -> Tensor:
+    """``x * scale + shift`` in which explanations treat scale and shift as constants.
+
+    For layers whose scale is computed from the batch or from the input (normalisation by batch statistics,
+    dynamic weights): ordinarily differentiable, but an explanation follows ``x`` alone, while the gradient
+    of a loss *on* the explanation still reaches scale exactly.
+    """
+    relevant = (x, scale) if shift is None else (x, scale, shift)
+    if has_torch_function(relevant):
+        return handle_torch_function(held_affine, relevant, x, scale, shift)
+    return x * scale if shift is None else torch.addcmul(shift, x, scale)
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """The shape of one input image."""
+
+    channels: int
+    height: int
+    width: int
+
+
+@final
+class Classifier(nn.Module):
+    """A network that takes pixels in [0, 1], normalises inside, and shows its parts.
+
+    logits = head(adapter(features((x - mean) / std))). The network speaks timm's words:
+    ``forward_features`` (the last feature map, [b, c, h, w]), ``forward_head`` and ``get_classifier``
+    (the last linear layer). ``config`` is what :func:`hansfree.models.load_model` needs to build it again.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        config: Mapping[str, Any],
+        *,
+        mean: Iterable[float] | None = None,
+        std: Iterable[float] | None = None,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.adapter: nn.Module = nn.Identity()
+        self.config: dict[str, Any] = dict(config)
+        self.mean: Tensor | None
+        self.std: Tensor | None
+        for name, values in (("mean", mean), ("std", std)):
+            value = None if values is None else torch.tensor(list(values)).view(-1, 1, 1)
+            self.register_buffer(name, value, persistent=False)
+
+    def _normalised(self, x: Tensor) -> Tensor:
+        x = x if self.mean is None else x - self.mean
+        return x if self.std is None else x / self.std
+
+    def _part(self, name: str) -> Callable[..., Any]:
+        part = getattr(self.network, name, None)
+        if part is None:
+            raise UserError(
+                f"{type(self.network).__name__} has no {name}(), which this method needs to reach the last feature map; "
+                "give the class forward_features, forward_head and get_classifier as timm's models have."
+            )
+        return part
+
+    def forward_features(self, x: Float[Tensor, "b c h w"]) -> Tensor:
+        """The last feature map, after the adapter where there is one."""
+        return self.adapter(self._part("forward_features")(self._normalised(x)))
+
+    def forward_head(self, features: Tensor) -> Tensor:
+        """Logits from the last feature map."""
+        return self._part("forward_head")(features)
+
+    def get_classifier(self) -> nn.Linear:
+        """The last linear layer."""
+        return self._part("get_classifier")()
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Tensor:
+        if isinstance(self.adapter, nn.Identity):
+            return self.network(self._normalised(x))
+        return self.forward_head(self.forward_features(x))
+
+
+class Answer(NamedTuple):
+    """What a teacher says about a batch: logits, the class that was explained, and the map (None: not asked for)."""
+
+    logits: Tensor
+    target: Tensor
+    map: Tensor | None
+
+
+@final
+@dataclass(frozen=True)
+class Teacher:
+    """A frozen value, never a submodule: eval mode, no gradients, never saved with the student.
+
+    ``sees`` says which image the teacher gets: the student's own ("input") or the benchmark's pixel-aligned
+    unbiased twin ("clean"). ``clean`` is never used just because it exists.
+    """
+
+    model: nn.Module
+    sees: Literal["input", "clean"] = "input"
+
+    @classmethod
+    def live(cls, model: nn.Module, sees: Literal["input", "clean"] = "input") -> Self:
+        """A teacher that computes its answers; ``model`` is frozen and put in eval mode for good."""
+        return cls(model.eval().requires_grad_(False), sees)
+
+    def _input(self, batch: Batch) -> Tensor:
+        seen = batch.input if self.sees == "input" else batch.clean
+        if not isinstance(seen, Tensor):
+            raise UserError(
+                "The teacher should see `clean` images, but this benchmark gives none; use teacher_input: input."
+            )
+        return seen
+
+    @torch.no_grad()
+    def logits(self, batch: Batch) -> Tensor:
+        """Logits [b, classes] alone: one forward pass without an explanation."""
+        return self.model(self._input(batch))
+
+    @torch.no_grad()
+    def answer(self, batch: Batch, explainer: Explainer, rule: TargetRule, draws: Draws) -> Answer:
+        """Logits, the class that ``rule`` chooses from them, and the map of that class, from one forward pass."""
+        chosen: list[Tensor] = []
+
+        def target(logits: Tensor) -> Tensor:
+            chosen.append(rule.choose(logits, draws))
+            return chosen[0]
+
+        logits, map = explainer(self.model, self._input(batch), target, draws=draws)
+        return Answer(logits, chosen[0], map)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a method is built from."""
+
+    student: Callable[[], nn.Module]
+    teacher: Teacher | None
+    samples: int
+    classes: int
+    input: InputSpec
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stretch of training by the one loop. What is None or empty comes from the run's training settings."""
+
+    name: str = "train"
+    groups: Mapping[str, tuple[nn.Parameter, ...]] = field(default_factory=dict)
+    """Parameter groups by name, each clipped apart; empty: one group of all parameters that require a gradient."""
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    """Training settings (epochs, lr, optimiser ...) that differ in this stage."""
+    split: str = "train"
+    weights: Float[Tensor, "samples"] | None = None
+    """Sampling weights; None: every sample once per epoch."""
+
+
+class Method(nn.Module, ABC):
+    """A paper's idea as a loss. State = parameters + buffers, so checkpoint and resume come for free.
+
+    ``forward(batch)`` is ``loss(batch)``, so that wrapping the method for several processes synchronises its
+    gradients. A method never steps an optimiser.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    """Supervision beyond labels: of teacher, clean, bias, bias:valid, mask, boxes, bias-model. Shown in every table."""
+
+    stages_done: Tensor
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__()
+        if "teacher" in self.needs and setup.teacher is None:
+            raise UserError(
+                f"{type(self).__name__} needs a teacher, but the config names none; add a `teacher` section."
+            )
+        self.student = setup.student()
+        self._setup = setup
+        self.register_buffer("stages_done", torch.zeros((), dtype=torch.long))
+
+    @property
+    def teacher(self) -> Teacher:
+        """The setup's teacher. Raises ``UserError`` where there is none."""
+        if self._setup.teacher is None:
+            raise UserError(f"{type(self).__name__} was asked for its teacher, but the config names none.")
+        return self._setup.teacher
+
+    @abstractmethod
+    def loss(self, batch: Batch) -> dict[str, Float[Tensor, ""]]:
+        """Named terms whose sum is minimised. Pure: reads state, changes none (batch statistics apart)."""
+
+    def forward(self, batch: Batch) -> dict[str, Float[Tensor, ""]]:
+        return self.loss(batch)
+
+    def observe(self, batch: Batch, terms: Mapping[str, Tensor]) -> None:
+        """Called after each training step only: group weights, running losses, memory banks, assignments."""
+
+    def predict(self, input: Tensor) -> Float[Tensor, "b classes"]:
+        """Logits that are judged."""
+        return self.student(input)
+
+    def next_stage(self) -> Stage | None:
+        """The stage to train now, or None when training is over."""
+        return Stage() if self.stages_done == 0 else None
+
+    def finish_stage(self) -> None:
+        """Called by the loop when a stage is over; its position lives in a buffer, so that resuming finds it."""
+        self.stages_done = self.stages_done + 1
+
+    def draws(self, source: Drawer, batch: Batch) -> Draws:
+        """Random draws per sample while training, fixed ones by index otherwise, on the batch's device."""
+        drawn = source.draw(len(batch)) if self.training else source.fixed_draws(batch.index)
+        return {name: values.to(batch.index.device) for name, values in drawn.items()}
+
+
+class Split(ABC):
+    """One split of a benchmark, read by the batch."""
+
+    label: Int[Tensor, "n"]
+    bias: Int[Tensor, "n"] | None = None
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+    @abstractmethod
+    def batch(self, index: Int[Tensor, "b"], generator: torch.Generator | None = None) -> Batch:
+        """The samples at ``index``; whatever is redrawn at each access comes from ``generator`` (None: a fixed one)."""
+
+
+class Benchmark(ABC):
+    """Data with a known shortcut, split so that the shortcut can be seen to break."""
+
+    name: ClassVar[str]
+    classes: tuple[str, ...]
+    biases: tuple[str, ...]
+    mask_names: tuple[str, ...] = ()
+    gives: frozenset[str] = frozenset()
+    """Supervision that the batches carry: of bias, mask, boxes, clean."""
+    input: InputSpec
+
+    @abstractmethod
+    def split(self, name: str) -> Split:
+        """One of train, valid, valid_ood, iid, ood, shift. Raises ``UserError`` for a split that it lacks."""
+
+    def split_names(self) -> tuple[str, ...]:
+        """The splits that exist."""
+        return (*TRAINING_SPLITS, *TEST_SPLITS)
+
+    def record(self) -> dict[str, Any]:
+        """Every random choice that made the data (palettes, splits), as JSON: kept in the run folder."""
+        return {}
