@@ -8,7 +8,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, NamedTuple, Self, final
+from typing import Any, ClassVar, Literal, NamedTuple, Self, cast, final
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -65,6 +65,13 @@ class Batch:
     def __len__(self) -> int:
         return len(self.index)
 
+    @property
+    def images(self) -> Float[Tensor, "b c h w"]:
+        """The input, which must be images. Raises ``UserError`` for texts."""
+        if isinstance(self.input, Tokens):
+            raise UserError("This method is for images, but the benchmark yields texts; choose another method.")
+        return self.input
+
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch with every tensor on ``device``."""
         return dataclasses.replace(
@@ -76,7 +83,7 @@ def _moved(value: Any, device: torch.device | str) -> Any:
     if isinstance(value, Tensor):
         return value.to(device)
     if isinstance(value, tuple):
-        return tuple(_moved(item, device) for item in value)
+        return tuple(_moved(item, device) for item in cast(tuple[Any, ...], value))
     if isinstance(value, Tokens | Boxes):
         return type(value)(*(_moved(getattr(value, f.name), device) for f in dataclasses.fields(value)))
     return value
@@ -183,7 +190,7 @@ class Classifier(nn.Module):
         part = getattr(self.network, name, None)
         if part is None:
             raise UserError(
-                f"{type(self.network).__name__} has no {name}(), which this method needs to reach the last feature map; "
+                f"{type(self.network).__name__} has no {name}(), which is needed to reach the last feature map; "
                 "give the class forward_features, forward_head and get_classifier as timm's models have."
             )
         return part
@@ -201,17 +208,18 @@ class Classifier(nn.Module):
         return self._part("get_classifier")()
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Tensor:
+        """Logits [b, classes]."""
         if isinstance(self.adapter, nn.Identity):
             return self.network(self._normalised(x))
         return self.forward_head(self.forward_features(x))
 
 
 class Answer(NamedTuple):
-    """What a teacher says about a batch: logits, the class that was explained, and the map (None: not asked for)."""
+    """What a teacher says about a batch: logits, the class that was explained, and its map."""
 
     logits: Tensor
     target: Tensor
-    map: Tensor | None
+    map: Tensor
 
 
 @final
@@ -232,8 +240,8 @@ class Teacher:
         return cls(model.eval().requires_grad_(False), sees)
 
     def _input(self, batch: Batch) -> Tensor:
-        seen = batch.input if self.sees == "input" else batch.clean
-        if not isinstance(seen, Tensor):
+        seen = batch.images if self.sees == "input" else batch.clean
+        if seen is None:
             raise UserError(
                 "The teacher should see `clean` images, but this benchmark gives none; use teacher_input: input."
             )
@@ -258,6 +266,18 @@ class Teacher:
 
 
 @dataclass(frozen=True)
+class Predictions:
+    """What a model says about a whole split, computed once; every metric reads it."""
+
+    logits: Float[Tensor, "n classes"]
+    label: Int[Tensor, "n"]
+    bias: Int[Tensor, "n"] | None = None
+    teacher_logits: Float[Tensor, "n classes"] | None = None
+    training_groups: Mapping[tuple[int, int], int] = field(default_factory=dict[tuple[int, int], int])
+    """How many training samples each group (label, bias) has."""
+
+
+@dataclass(frozen=True)
 class Setup:
     """What a method is built from."""
 
@@ -273,9 +293,9 @@ class Stage:
     """One stretch of training by the one loop. What is None or empty comes from the run's training settings."""
 
     name: str = "train"
-    groups: Mapping[str, tuple[nn.Parameter, ...]] = field(default_factory=dict)
+    groups: Mapping[str, tuple[nn.Parameter, ...]] = field(default_factory=dict[str, tuple[nn.Parameter, ...]])
     """Parameter groups by name, each clipped apart; empty: one group of all parameters that require a gradient."""
-    overrides: Mapping[str, Any] = field(default_factory=dict)
+    overrides: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """Training settings (epochs, lr, optimiser ...) that differ in this stage."""
     split: str = "train"
     weights: Float[Tensor, "samples"] | None = None
@@ -316,6 +336,7 @@ class Method(nn.Module, ABC):
         """Named terms whose sum is minimised. Pure: reads state, changes none (batch statistics apart)."""
 
     def forward(self, batch: Batch) -> dict[str, Float[Tensor, ""]]:
+        """The loss, so that a wrapper for several processes sees it."""
         return self.loss(batch)
 
     def observe(self, batch: Batch, terms: Mapping[str, Tensor]) -> None:

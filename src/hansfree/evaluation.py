@@ -1,0 +1,155 @@
+"""Predictions once per model and split; every metric reads them. And the rules that select a checkpoint."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hansfree.core import TEST_SPLITS, Batch, Benchmark, Explainer, Method, Predictions, Split, Teacher
+from hansfree.errors import UserError
+from hansfree.methods.class_choice import Top
+from hansfree.metrics import METRICS, accuracy, worst_group_accuracy
+from hansfree.training import mean_terms
+
+Rule = Literal["last", "iid_val", "iid_val_loss", "worst_group_val", "oracle"]
+Device = torch.device | str
+
+
+@torch.no_grad()
+def logits_on(answer: Callable[[Batch], Tensor], split: Split, batch_size: int, device: Device) -> Tensor:
+    """Logits [n, classes] that ``answer`` gives for the batches of ``split``, in order, on the CPU."""
+    parts = torch.arange(len(split)).split(batch_size)
+    return torch.cat([answer(split.batch(index).to(device)).float().cpu() for index in parts])
+
+
+def predictions_of(method: Method, split: Split, batch_size: int, device: Device) -> Predictions:
+    """What the judged model says on ``split``, in eval mode."""
+    was_training = method.training
+    method.eval()
+    logits = logits_on(lambda batch: method.predict(batch.images), split, batch_size, device)
+    method.train(was_training)
+    return Predictions(logits, split.label, split.bias)
+
+
+def measure(predictions: Predictions) -> dict[str, float]:
+    """Every metric of METRICS that applies to ``predictions``."""
+    values = {name: metric(predictions) for name, metric in METRICS.items()}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def judge(
+    method: Method,
+    teacher: Teacher | None,
+    benchmark: Benchmark,
+    splits: tuple[str, ...],
+    batch_size: int,
+    device: Device,
+) -> dict[tuple[str, str], Predictions]:
+    """Predictions by (model, split) of the student and, where there is one, of its teacher."""
+    train = benchmark.split("train")
+    sizes = {} if train.bias is None else dict(Counter(zip(train.label.tolist(), train.bias.tolist())))
+    judged: dict[tuple[str, str], Predictions] = {}
+    for name in splits:
+        split = benchmark.split(name)
+        student = replace(predictions_of(method, split, batch_size, device), training_groups=sizes)
+        if teacher is not None:
+            logits = logits_on(teacher.logits, split, batch_size, device)
+            student = replace(student, teacher_logits=logits)
+            judged["teacher", name] = replace(student, logits=logits, teacher_logits=None)
+        judged["student", name] = student
+    return judged
+
+
+# Selection ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A rule that scores a model while it trains, and the guard on what the rule may look at.
+
+    last: the final model. iid_val: accuracy on the validation split. iid_val_loss: the method's own loss there
+    (the rule of explanation distillation's paper for distillers). worst_group_val: the worst group's accuracy
+    there. oracle: the mean accuracy on the test splits where the shortcut breaks; an upper bound, not a result.
+    """
+
+    rule: Rule
+    benchmark: Benchmark
+
+    def split(self, name: str) -> Split:
+        """The split ``name``; a test split raises ``PermissionError`` unless the rule is oracle."""
+        if name not in ("train", "valid") and self.rule != "oracle":
+            raise PermissionError(f"The selection rule {self.rule!r} must not look at the split {name!r}.")
+        return self.benchmark.split(name)
+
+    def validate(self, method: Method, batch_size: int, device: Device) -> tuple[dict[str, float], dict[str, float]]:
+        """Metrics (the loss and acc always, and what the rule needs besides) and the loss terms on validation data."""
+        valid = self.split("valid")
+        terms = mean_terms(method, valid, batch_size, device)
+        predictions = predictions_of(method, valid, batch_size, device)
+        metrics = {"loss": sum(terms.values()), "acc": accuracy(predictions) or 0.0}
+        if self.rule == "worst_group_val":
+            worst = worst_group_accuracy(predictions)
+            if worst is None:
+                raise UserError("selection: worst_group_val needs a benchmark whose bias is known; choose iid_val.")
+            metrics["acc_wg"] = worst
+        if self.rule == "oracle":
+            tests = [name for name in self.benchmark.split_names() if name in TEST_SPLITS and name != "iid"]
+            shares = [accuracy(predictions_of(method, self.split(n), batch_size, device)) or 0.0 for n in tests]
+            metrics["oracle"] = sum(shares) / len(shares)
+        return metrics, terms
+
+    def score(self, metrics: Mapping[str, float]) -> float:
+        """What the rule maximises. The last rule prefers whatever comes later."""
+        if self.rule == "last":
+            return 0.0
+        if self.rule == "iid_val_loss":
+            return -metrics["loss"]
+        return metrics[{"iid_val": "acc", "worst_group_val": "acc_wg"}.get(self.rule, self.rule)]
+
+
+# Heatmaps -----------------------------------------------------------------------------------------------------
+
+
+def heatmaps(
+    student: nn.Module,
+    teacher: Teacher | None,
+    benchmark: Benchmark,
+    splits: tuple[str, ...],
+    explainer: Explainer,
+    count: int,
+    device: Device,
+) -> dict[str, Any]:
+    """Images, predictions and maps of the predicted class for the same ``count`` samples of each split.
+
+    Maps are summed over channels, [count, h, w]. Samples are taken class by class in turn, the first ones each.
+    """
+    arrays: dict[str, Any] = {"splits": np.array(splits), "classes": np.array(benchmark.classes)}
+    student.eval()
+    for name in splits:
+        split = benchmark.split(name)
+        batch = split.batch(spread_over_classes(split.label, count)).to(device)
+        arrays[f"image_{name}"] = (batch.images.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+        arrays[f"index_{name}"], arrays[f"label_{name}"] = batch.index.cpu().numpy(), batch.label.cpu().numpy()
+        draws = explainer.fixed_draws(batch.index)
+        with torch.no_grad():
+            logits, map = explainer(student, batch.images, lambda logits: logits.argmax(1), draws=draws)
+        arrays[f"map_{name}"] = map.sum(1).cpu().numpy()
+        arrays[f"prediction_{name}"] = logits.argmax(1).cpu().numpy()
+        if teacher is not None:
+            answer = teacher.answer(batch, explainer, Top(), draws)
+            arrays[f"teacher_map_{name}"] = answer.map.sum(1).cpu().numpy()
+            arrays[f"teacher_prediction_{name}"] = answer.target.cpu().numpy()
+    return arrays
+
+
+def spread_over_classes(label: Tensor, count: int) -> Tensor:
+    """The first ``count`` indices when classes take turns: one of each, then a second of each, and so on."""
+    rank = torch.zeros_like(label)
+    for value in label.unique():
+        member = label == value
+        rank[member] = torch.arange(int(member.sum()))
+    return (rank * (int(label.max()) + 1) + label).argsort(stable=True)[:count]

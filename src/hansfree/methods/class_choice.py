@@ -1,0 +1,47 @@
+"""Which class is explained: the teacher's favourite, or often enough another one."""
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from hansfree.core import Draws, TargetRule
+from hansfree.errors import UserError
+
+
+@final
+@dataclass(frozen=True)
+class Top(TargetRule):
+    """The highest logit."""
+
+    def choose(self, logits: Tensor, draws: Draws) -> Tensor:
+        """[b] classes."""
+        return logits.argmax(1)
+
+
+@final
+@dataclass(frozen=True)
+class TopOrOther(TargetRule):
+    """The highest logit with probability ``top_probability``, else one of the others, each equally likely.
+
+    With 0.5, the rule of Bassi et al., 2024, section 3.3: a student should also reject a class for the
+    teacher's reasons. Draws are two uniform numbers per sample.
+    """
+
+    top_probability: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.top_probability <= 1:
+            raise UserError(f"method.top_probability must lie in [0, 1], not {self.top_probability}.")
+
+    def draw(self, count: int, generator: torch.Generator | None = None) -> Draws:
+        """``{"coin", "other"}``, uniform in [0, 1), [count] each."""
+        coin, other = torch.rand(2, count, generator=generator)
+        return {"coin": coin, "other": other}
+
+    def choose(self, logits: Tensor, draws: Draws) -> Tensor:
+        """[b] classes."""
+        top, classes = logits.argmax(1), logits.shape[1]
+        step = 1 + (draws["other"] * (classes - 1)).long().clamp(max=classes - 2)
+        return torch.where(draws["coin"] < self.top_probability, top, (top + step) % classes)

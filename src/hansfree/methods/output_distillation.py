@@ -1,0 +1,51 @@
+"""Output distillation: the student matches the teacher's softened predictions.
+
+Formula. ``T^2 * mean_i KL(softmax(t_i / T) || softmax(s_i / T))`` with the logits t of the teacher and s of
+the student. The factor T^2 keeps the gradient's size when T changes.
+
+Source. Hinton, Vinyals & Dean, Distilling the knowledge in a neural network, 2015,
+https://arxiv.org/abs/1503.02531; as a rival of explanation distillation in Bassi, Cavalli & Decherchi, 2024,
+https://arxiv.org/abs/2407.09788.
+
+Deviations. The latter gives no temperature; 3 is what its published code uses. No label term, as there.
+
+Supervision. A teacher; no labels.
+
+Cost. The teacher's forward pass on top of an ERM step.
+"""
+
+from typing import final
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from hansfree.core import Batch, Method, Setup
+from hansfree.errors import UserError
+
+
+def softened_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """``T^2 KL(softmax(teacher / T) || softmax(student / T))``, summed over classes, mean over the batch."""
+    divergence = F.kl_div(
+        F.log_softmax(student / temperature, 1),
+        F.log_softmax(teacher / temperature, 1),
+        reduction="batchmean",
+        log_target=True,
+    )
+    return temperature**2 * divergence
+
+
+@final
+class OutputDistillation(Method):
+    """Match the teacher's softened predictions."""
+
+    needs = frozenset({"teacher"})
+
+    def __init__(self, setup: Setup, *, temperature: float = 3.0) -> None:
+        super().__init__(setup)
+        if temperature <= 0:
+            raise UserError(f"method.temperature must be above 0, not {temperature}.")
+        self.temperature = temperature
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """``{"output": T^2 KL}``."""
+        return {"output": softened_kl(self.student(batch.images), self.teacher.logits(batch), self.temperature)}
