@@ -1,6 +1,7 @@
 """One run, from a config to results: data, teacher, training with checkpoints, evaluation, report."""
 
 import platform
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
@@ -500,6 +501,36 @@ def reevaluate(folder: RunFolder, *, device: str | None = None) -> dict[str, Any
     )
     build_report(folder.path)
     return results
+
+
+def check(config: RunConfig) -> dict[str, Any]:
+    """Build everything that ``config`` names, train nothing, and say what would be done."""
+    benchmark = make_benchmark(config)
+    model = make_model(config.model, benchmark)
+    teacher = None if config.teacher is None else Teacher.live(make_model(config.model, benchmark))
+    method = make_method(config, benchmark, teacher)
+    make_explainer(config.evaluation.explainer)
+    split = benchmark.split("train")
+    per_epoch = max(1, len(split) // min(config.training.batch_size, len(split)))
+    return {
+        "method": config.method["name"],
+        "needs": ", ".join(sorted(method.needs)) or "nothing beyond labels",
+        "selection": selection_rule(config, method),
+        "data": f"{config.benchmark['name']}, {len(split)} training samples, {len(benchmark.classes)} classes",
+        "model": f"{config.model['name']}, {sum(p.numel() for p in model.parameters()):,} parameters",
+        "steps": config.training.total_steps(per_epoch),
+    }
+
+
+def export_run(folder: RunFolder, out: Path) -> None:
+    """Copy a finished run's model. Raises ``UserError`` where the run is not done or ``out`` holds other files."""
+    if not (folder.exported / "config.json").is_file():
+        raise UserError(f"{folder.path} holds no exported model; finish the run with --resume first.")
+    if out.exists() and any(out.iterdir()):
+        raise UserError(f"{out} is not empty; choose another --out.")
+    for name in ("model.safetensors", "config.json"):
+        with atomic_path(out / name) as path:
+            shutil.copyfile(folder.exported / name, path)
 
 
 def describe_environment(accelerator: Accelerator, started: float) -> dict[str, Any]:

@@ -262,6 +262,19 @@ class RunFolder:
         if size > position:
             os.truncate(self.metrics, position)
 
+    def progress(self) -> tuple[int, int]:
+        """Steps done and steps in all of the present stage, as far as metrics.jsonl tells."""
+        if not self.metrics.exists():
+            return 0, 0
+        with self.metrics.open("rb") as file:
+            file.seek(max(0, self.metrics.stat().st_size - 8192))
+            lines = file.read().split(b"\n")[1:-1]
+        for line in reversed(lines):
+            if b'"event": "step"' in line:
+                record = json.loads(line)
+                return record["step"], record["steps"]
+        return 0, 0
+
     def read_metrics(self) -> list[dict[str, Any]]:
         """All records of metrics.jsonl; a torn last line is left out. Raises ``UserError`` for any other damage."""
         if not self.metrics.exists():

@@ -1,0 +1,281 @@
+"""The command line: run suite evaluate explain report list doctor export."""
+
+import json
+import sys
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from hansfree.errors import RunError, UserError
+
+app = typer.Typer(
+    name="hansfree",
+    help="Train and audit classifiers that are right for the right reasons.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+out = Console()
+err = Console(stderr=True)
+
+Config = Annotated[Path, typer.Argument(help="A YAML config; see configs/.", show_default=False)]
+Settings = Annotated[list[str] | None, typer.Argument(help="Dotted overrides: training.lr=0.1", show_default=False)]
+Out = Annotated[Path | None, typer.Option("--out", help="Folder for the results.", show_default="runs/NAME")]
+Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda ...", show_default="the fastest there is")]
+Precision = Annotated[
+    Literal["fp32", "bf16"] | None, typer.Option("--precision", help="Short for training.precision=...")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything and print what would run; train nothing.")]
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    """Train and audit classifiers that are right for the right reasons."""
+
+
+@app.command("run", epilog="Example: hansfree run configs/smoke.yaml training.epochs=2 --out runs/try")
+def run_command(
+    config: Config,
+    settings: Settings = None,
+    out_folder: Out = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")] = False,
+    dry_run: DryRun = False,
+    device: Device = None,
+    precision: Precision = None,
+) -> None:
+    """Train, evaluate and report one method with one seed."""
+    from hansfree.config import apply_overrides, parse
+    from hansfree.experiment import RunConfig, check, run
+    from hansfree.report import tables
+    from hansfree.runs import read_results, read_yaml
+
+    section = apply_overrides(read_yaml(config), _with_precision(settings, precision))
+    if "variants" in section:
+        raise UserError(f"{config} describes a suite (it has variants); use `hansfree suite {config}`.")
+    parsed = parse(RunConfig, section, str(config))
+    folder = out_folder or Path("runs") / (parsed.name or config.stem)
+    if dry_run:
+        _plan(check(parsed), folder)
+        return
+    with _progress() as bars:
+        run(parsed, folder, resume=resume, device=device, on_step=bars.step)
+    results = read_results(folder / "results.json")
+    out.print(tables.to_rich(tables.method_table(results)))
+    _say_warnings(results)
+    out.print(f"Report: {folder / 'report.html'}", soft_wrap=True)
+
+
+@app.command("suite", epilog="Example: hansfree suite configs/coloured-digits.yaml seeds=[0] --jobs 2")
+def suite_command(
+    config: Config,
+    settings: Settings = None,
+    out_folder: Out = None,
+    jobs: Annotated[int | None, typer.Option("--jobs", min=1, help="Cells at a time.", show_default="cores")] = None,
+    on: Annotated[Literal["local", "ray"], typer.Option("--on", help="Local processes, or a Ray cluster.")] = "local",
+    dry_run: DryRun = False,
+    device: Device = None,
+    precision: Precision = None,
+) -> None:
+    """Run methods x seeds and compare them; run it again to go on after an interruption."""
+    from hansfree.config import apply_overrides
+    from hansfree.report import tables
+    from hansfree.runs import SuiteFolder, read_results, read_yaml
+    from hansfree.suite import cells_of, read_suite, run_suite
+
+    suite = read_suite(apply_overrides(read_yaml(config), _with_precision(settings, precision)))
+    folder = out_folder or Path("runs") / suite.name
+    if dry_run:
+        for cell in cells_of(suite, SuiteFolder(folder)):
+            out.print(f"{cell.label}: {cell.config.method['name']}", highlight=False)
+        out.print(f"{len(suite.seeds)} seeds; nothing was trained. Results would go to {folder}.", soft_wrap=True)
+        return
+    try:
+        with _progress() as bars:
+            run_suite(suite, folder, jobs=jobs, on=on, device=device, watch=bars.cells)
+    except KeyboardInterrupt:
+        err.print(f"Interrupted. What is done is kept in {folder}; the same command goes on from there.")
+        raise typer.Exit(130) from None
+    results = read_results(folder / "results.json")
+    out.print(tables.to_rich(tables.method_table(results)))
+    _say_warnings(results)
+    failed = [cell for cell in results["cells"] if cell["status"] != "done"]
+    for cell in failed:
+        err.print(f"{cell['variant']}, seed {cell['seed']}, {cell['status']}: {cell['error']}", markup=False)
+    out.print(f"Tables: {folder}/table.md, table.csv, table.tex", soft_wrap=True)
+    out.print(f"Report: {folder / 'report.html'}", soft_wrap=True)
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command("evaluate", epilog="Example: hansfree evaluate runs/smoke")
+def evaluate_command(run: Annotated[Path, typer.Argument(help="A finished run.")], device: Device = None) -> None:
+    """Measure a finished run's model again and rewrite its results and report."""
+    from hansfree.experiment import reevaluate
+    from hansfree.report import tables
+    from hansfree.runs import RunFolder
+
+    results = reevaluate(RunFolder(run), device=device)
+    out.print(tables.to_rich(tables.method_table(results)))
+    out.print(f"Report: {run / 'report.html'}", soft_wrap=True)
+
+
+@app.command("explain", epilog="Example: hansfree explain runs/smoke/exported cat.png --explainer lrp --out maps")
+def explain_command(
+    model: Annotated[str, typer.Argument(help="An exported folder, or a model by name.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files.")],
+    explainer: Annotated[list[str] | None, typer.Option("--explainer", help="May be repeated.")] = None,
+    folder: Annotated[Path, typer.Option("--out", help="Folder for the pictures.")] = Path("maps"),
+    target: Annotated[
+        int | None, typer.Option("--class", help="Class index.", show_default="the predicted one")
+    ] = None,
+    pretrained: Annotated[bool, typer.Option("--pretrained", help="Fetch a named model's published weights.")] = False,
+) -> None:
+    """Draw where a model looked in images."""
+    from hansfree.explaining import explain_images
+
+    for path in explain_images(model, images, explainer or ["lrp"], folder, target=target, pretrained=pretrained):
+        out.print(str(path), soft_wrap=True, highlight=False)
+
+
+@app.command("report", epilog="Example: hansfree report runs/coloured-digits")
+def report_command(folder: Annotated[Path, typer.Argument(help="A run's or a suite's folder.")]) -> None:
+    """Write report.html of a run or a suite anew."""
+    from hansfree.report import build_report
+
+    out.print(f"Report: {build_report(folder)}", soft_wrap=True)
+
+
+@app.command("list", epilog="Example: hansfree list methods --json")
+def list_command(
+    what: Annotated[Literal["methods", "explainers", "benchmarks", "metrics", "models"], typer.Argument()],
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """What there is: names, one line each, and their settings."""
+    from hansfree.listing import entries
+
+    found = entries(what)
+    if as_json:
+        print(json.dumps(found, indent=2))
+        return
+    for entry in found:
+        out.print(f"[bold]{entry['name']}[/bold]  {entry['summary']}", highlight=False)
+        for key, default in entry["settings"].items():
+            out.print(f"    {key}: {default}", highlight=False, markup=False)
+
+
+@app.command("doctor", epilog="Example: hansfree doctor")
+def doctor_command() -> None:
+    """Say whether this installation can work, part by part."""
+    from hansfree.doctor import checkup
+
+    findings = checkup()
+    for good, text in findings:
+        out.print(("[green]ok[/green]    " if good else "[red]no[/red]    ") + text, soft_wrap=True, highlight=False)
+    if not all(good for good, _ in findings):
+        raise typer.Exit(1)
+
+
+@app.command("export", epilog="Example: hansfree export runs/smoke --out model")
+def export_command(
+    run: Annotated[Path, typer.Argument(help="A finished run.")],
+    folder: Annotated[Path, typer.Option("--out", help="Folder for model.safetensors and config.json.")],
+) -> None:
+    """Copy a finished run's model to a folder of its own, in the timm / Hugging Face layout."""
+    from hansfree.experiment import export_run
+    from hansfree.runs import RunFolder
+
+    export_run(RunFolder(run), folder)
+    out.print(f"Model: {folder}", soft_wrap=True)
+
+
+# Talking ------------------------------------------------------------------------------------------------------
+
+
+class _Bars:
+    """Progress bars of one command. Quiet where standard error is no terminal."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+        self.tasks: dict[str, TaskID] = {}
+
+    def _set(self, name: str, done: int, total: int) -> None:
+        if name not in self.tasks:
+            self.tasks[name] = self.progress.add_task(name, total=total or None)
+        self.progress.update(self.tasks[name], completed=done, total=total or None)
+
+    def step(self, what: str, step: int, steps: int) -> None:
+        """One training step of one run."""
+        self._set(what, step, steps)
+
+    def cells(self, phase: str, done: int, total: int, running: Mapping[str, tuple[int, int]]) -> None:
+        """The state of a suite."""
+        if phase == "cells":
+            self._set("all runs", done, total)
+        for name in [name for name in self.tasks if name not in running and name != "all runs"]:
+            self.progress.remove_task(self.tasks.pop(name))
+        for name, (step, steps) in running.items():
+            self._set(name, step, steps)
+
+
+@contextmanager
+def _progress() -> Iterator[_Bars]:
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=err, disable=not err.is_terminal, transient=True) as progress:
+        yield _Bars(progress)
+
+
+def _with_precision(settings: list[str] | None, precision: str | None) -> list[str]:
+    return [*(settings or []), *([] if precision is None else [f"training.precision={precision}"])]
+
+
+def _plan(plan: Mapping[str, Any], folder: Path) -> None:
+    for key, value in plan.items():
+        out.print(f"{key}: {value}", highlight=False, markup=False, soft_wrap=True)
+    out.print(f"Nothing was trained. Results would go to {folder}.", soft_wrap=True)
+
+
+def _say_warnings(results: Mapping[str, Any]) -> None:
+    for cell in results["cells"]:
+        for warning in cell["warnings"]:
+            err.print(f"Warning: {cell['variant']}, seed {cell['seed']}: {warning}", markup=False, soft_wrap=True)
+
+
+def _stop(message: object, code: int) -> NoReturn:
+    err.print(f"hansfree: {message}", markup=False, highlight=False, soft_wrap=True)
+    raise SystemExit(code)
+
+
+def main() -> None:
+    """Entry point: exit 0 when all went well, 2 for a mistake in what was asked, 1 for a run that failed."""
+    debug = "--debug" in sys.argv
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    try:
+        app(args=arguments, prog_name="hansfree", standalone_mode=True)
+    except (UserError, RunError) as error:
+        if debug:
+            traceback.print_exc()
+        _stop(error, 2 if isinstance(error, UserError) else 1)
+    except KeyboardInterrupt:
+        _stop("interrupted; what was saved is kept, and --resume goes on from there.", 130)
+    except OSError as error:
+        if debug:
+            traceback.print_exc()
+        _stop(f"{error.filename or 'a file'}: {error.strerror or error}; check the path and the disk.", 1)
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        _stop(f"failed unexpectedly ({type(error).__name__}: {error}); --debug shows where.", 1)

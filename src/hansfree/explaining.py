@@ -1,0 +1,71 @@
+"""Heatmaps of image files, as pictures."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from hansfree.config import construct
+from hansfree.core import Classifier
+from hansfree.errors import UserError
+from hansfree.explainers import EXPLAINERS
+from hansfree.models import load_model
+from hansfree.report.charts import draw_explanations
+from hansfree.runs import atomic_path
+
+
+def explain_images(
+    model: str,
+    images: Sequence[Path],
+    explainers: Sequence[str],
+    out: Path,
+    *,
+    target: int | None = None,
+    pretrained: bool = False,
+) -> Iterator[Path]:
+    """Write one picture per image, the image and a map per explainer side by side; yields the paths.
+
+    Every explainer and image is checked before the first picture is drawn. Raises ``UserError``.
+    """
+    network = load_model(model, pretrained=pretrained).eval()
+    chosen = {name: construct(EXPLAINERS, _settings(name), "explainer") for name in explainers}
+    size = network.config.get("pretrained_cfg", {}).get("input_size")
+    pixels = [read_image(path, network, size) for path in images]
+    for path, input in zip(images, pixels):
+        maps: dict[str, np.ndarray] = {}
+        with torch.no_grad():
+            for name, explainer in chosen.items():
+                logits, map = explainer(network, input, lambda y: y.argmax(1) if target is None else _same(y, target))
+                maps[name] = map[0].sum(0).cpu().numpy()
+        shown = int(logits.argmax(1)) if target is None else target
+        names = network.config.get("label_names")
+        title = names[shown] if names else f"class {shown}"
+        picture = out / f"{path.stem}.png"
+        with atomic_path(picture) as temporary:
+            draw_explanations(input[0].permute(1, 2, 0).numpy(), maps, title, temporary)
+        yield picture
+
+
+def _settings(name: str) -> dict[str, Any]:
+    return {"name": name, **({"epsilon": 0.01} if name == "lrp" else {})}
+
+
+def _same(logits: Tensor, target: int) -> Tensor:
+    return torch.full((len(logits),), target)
+
+
+def read_image(path: Path, model: Classifier, size: Sequence[int] | None) -> Tensor:
+    """An image file as pixels in [0, 1], [1, c, h, w], resized to what the model was trained on."""
+    channels = model.config.get("channels", 3)
+    try:
+        image = Image.open(path).convert("L" if channels == 1 else "RGB")
+    except (OSError, UnidentifiedImageError) as error:
+        raise UserError(f"{path} cannot be read as an image ({error}); check the path and the format.") from error
+    if size:
+        image = image.resize((size[2], size[1]), Image.Resampling.BILINEAR)
+    pixels = torch.from_numpy(np.asarray(image, dtype=np.float32) / 255)
+    return (pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1))[None]

@@ -1,0 +1,67 @@
+"""What there is, read from the registries themselves: names, first lines, settings, whole method cards."""
+
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from hansfree.benchmarks import BENCHMARKS
+from hansfree.explainers import EXPLAINERS
+from hansfree.methods import METHODS
+from hansfree.metrics import METRICS
+from hansfree.models import MODELS
+
+_GIVEN = {"self", "setup", "num_classes", "channels", "predictions"}
+
+
+def entries(what: str) -> list[dict[str, Any]]:
+    """One entry per name of the registry ``what``: name, summary, settings (for methods: needs, card)."""
+    registries: dict[str, Mapping[str, Callable[..., Any]]] = {
+        "methods": METHODS,
+        "explainers": EXPLAINERS,
+        "benchmarks": BENCHMARKS,
+        "metrics": METRICS,
+        "models": MODELS,
+    }
+    found = [_entry(name, thing) for name, thing in registries[what].items()]
+    if what == "methods":
+        for entry in found:
+            method = METHODS[entry["name"]]
+            entry["needs"] = sorted(method.needs)
+            entry["card"] = inspect.getdoc(sys.modules[method.__module__])
+    if what == "models":
+        others = {
+            "torchvision/NAME": "A torchvision ResNet by name, with `stem: imagenet` or `small`.",
+            "timm/NAME": "Any timm model by name.",
+            "FOLDER": "A folder that `hansfree export` or a run wrote.",
+            "package.module:factory": "Your own factory, called with num_classes and the section's other settings.",
+        }
+        found += [{"name": name, "summary": summary, "settings": {}} for name, summary in others.items()]
+    return found
+
+
+def _entry(name: str, thing: Callable[..., Any]) -> dict[str, Any]:
+    parameters = inspect.signature(thing).parameters.values()
+    return {
+        "name": name,
+        "summary": (inspect.getdoc(thing) or "").partition("\n")[0],
+        "settings": {
+            p.name: "required" if p.default is p.empty else _plain(p.default)
+            for p in parameters
+            if p.name not in _GIVEN
+        },
+    }
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def method_cards() -> str:
+    """docs/methods.md: every method's card, its settings and defaults, from the code."""
+    parts = ["# Methods", "", "Generated from the methods' own docstrings by `make docs`. Do not edit.", ""]
+    for entry in entries("methods"):
+        needs = ", ".join(entry["needs"]) or "nothing beyond labels"
+        settings = [f"- `{key}`: {default}" for key, default in entry["settings"].items()] or ["- none"]
+        parts += [f"## {entry['name']}", "", entry["card"], "", f"Needs: {needs}.", "", "Settings:", "", *settings, ""]
+    return "\n".join(parts)

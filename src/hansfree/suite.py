@@ -1,0 +1,438 @@
+"""Methods x seeds from one config: the teacher once, the cells in parallel, one table at the end.
+
+A cell that fails does not stop the others; a suite that was interrupted goes on where it stopped and skips what
+is done. Cells run in local processes or as tasks of a Ray cluster.
+"""
+
+import os
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import connection, get_context
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+
+from hansfree.config import Schema, Section, merge, parse
+from hansfree.errors import RunError, UserError, nearest
+from hansfree.experiment import RunConfig, run, teacher_config
+from hansfree.methods import METHODS
+from hansfree.report import build_report, tables
+from hansfree.runs import RunFolder, SuiteFolder, read_results, write_json, write_text
+
+Outcome = tuple[Literal["done", "failed", "interrupted"], str | None]
+
+
+class SuiteConfig(Schema):
+    """Named variants times seeds. Every other key of the file is a run's, shared by all variants."""
+
+    name: str
+    title: str | None = None
+    description: str | None = None
+    seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
+    reference: str | None = None
+    """The variant that the others are compared with, seed by seed."""
+    variants: dict[str, Section] = Field(min_length=1)
+    """What differs from the shared settings; keys may be dotted. ``grid: {training.lr: [0.01, 0.03]}`` tries each."""
+    within: float = Field(default=0.1, ge=0)
+    """A grid's setting is admitted if its validation accuracy is at most this far below the teacher's."""
+    base: Section
+    """The shared settings."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One variant with one seed."""
+
+    variant: str
+    seed: int
+    config: RunConfig
+    folder: RunFolder
+
+    @property
+    def label(self) -> str:
+        """What a progress bar calls it."""
+        return f"{self.variant}, seed {self.seed}"
+
+
+Watch = Callable[[str, int, int, Mapping[str, tuple[int, int]]], None]
+"""Told the phase, cells done, cells in all, and (step, steps) of what is running."""
+
+
+def read_suite(config: Section) -> SuiteConfig:
+    """The suite in a config file's mapping."""
+    own = {name for name in SuiteConfig.model_fields if name != "base"}
+    known = own | set(RunConfig.model_fields)
+    for key in config:
+        if key not in known:
+            raise UserError(f"The suite has no setting {key!r}; {nearest(key, known)}")
+    shared = {key: value for key, value in config.items() if key not in own}
+    suite = parse(SuiteConfig, {**{k: v for k, v in config.items() if k in own}, "base": shared}, "the suite")
+    if suite.reference is not None and suite.reference not in expanded(suite):
+        raise UserError(
+            f"The suite's reference {suite.reference!r} is no variant; {nearest(suite.reference, expanded(suite))}"
+        )
+    return suite
+
+
+def expanded(suite: SuiteConfig) -> dict[str, Section]:
+    """The variants with every grid written out: ``lrp`` over two learning rates is ``lrp lr=0.01``, ``lrp lr=0.03``."""
+    result: dict[str, Section] = {}
+    for name, variant in suite.variants.items():
+        rest = {key: value for key, value in variant.items() if key != "grid"}
+        if "grid" not in variant:
+            result[name] = rest
+            continue
+        key, values = grid_of(name, variant)
+        for value in values:
+            title = f"{rest.get('title', name)}, {key.rpartition('.')[2]} {value}"
+            result[grid_name(name, key, value)] = {**rest, "title": title, key: value}
+    return result
+
+
+def grid_of(name: str, variant: Section) -> tuple[str, list[Any]]:
+    """The dotted key and the values of a variant's grid."""
+    grid = variant["grid"]
+    if not isinstance(grid, dict) or len(grid) != 1 or not all(isinstance(v, list) and v for v in grid.values()):
+        raise UserError(f"variants.{name}.grid must name one key and a list of values: {{training.lr: [0.01, 0.03]}}.")
+    return next(iter(grid.items()))
+
+
+def grid_name(name: str, key: str, value: Any) -> str:
+    """The name of one setting's variant."""
+    return f"{name} {key.rpartition('.')[2]}={value}"
+
+
+def cells_of(suite: SuiteConfig, folder: SuiteFolder) -> list[Cell]:
+    """Every variant with every seed, checked; seeds in the outer loop, so that a first whole round comes early."""
+    cells = []
+    for seed in suite.seeds:
+        for variant, changes in expanded(suite).items():
+            section = merge(suite.base, changes) | {"name": suite.name, "variant": variant, "seed": seed}
+            config = parse(RunConfig, section, f"variant {variant!r}")
+            cells.append(Cell(variant, seed, config, folder.run(variant, seed)))
+    return cells
+
+
+def run_suite(
+    suite: SuiteConfig,
+    out: Path,
+    *,
+    jobs: int | None = None,
+    on: Literal["local", "ray"] = "local",
+    device: str | None = None,
+    watch: Watch = lambda phase, done, total, running: None,
+) -> SuiteFolder:
+    """Run what is not done yet, gather results.json, write the tables and the report.
+
+    Raises ``UserError`` for mistakes in any variant, before anything is trained.
+    """
+    folder = SuiteFolder.create(out, suite.model_dump(), resume=True)
+    cells = cells_of(suite, folder)
+    cells = train_teachers(cells, folder, device=device, watch=watch)
+    jobs = jobs or default_jobs(len(cells))
+    outcomes = {"local": run_locally, "ray": run_on_ray}[on](cells, jobs, device, watch)
+    gather(suite, cells, outcomes, folder)
+    build_report(folder.path)
+    return folder
+
+
+def train_teachers(cells: list[Cell], folder: SuiteFolder, *, device: str | None, watch: Watch) -> list[Cell]:
+    """Train each teacher once, and give its cells the exported model in place of the recipe."""
+    trained = []
+    for cell in cells:
+        source = cell.config.teacher
+        if source is None or source.train is None:
+            trained.append(cell)
+            continue
+        place = folder.teacher if source.seed != "each" else RunFolder(folder.teacher.path / f"seed-{cell.seed}")
+        recipe = teacher_config(cell.config).model_copy(update={"name": "teacher"})
+        run(
+            recipe,
+            place.path,
+            resume=True,
+            device=device,
+            report=False,
+            on_step=lambda what, step, steps: watch("teacher", 0, len(cells), {what: (step, steps)}),
+        )
+        teacher = source.model_copy(update={"train": None, "path": str(place.exported)})
+        trained.append(Cell(cell.variant, cell.seed, cell.config.model_copy(update={"teacher": teacher}), cell.folder))
+    return trained
+
+
+def default_jobs(cells: int) -> int:
+    """One process per core, or one in all where an accelerator does the work."""
+    if torch.cuda.is_available():
+        return 1
+    return max(1, min(cells, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1))
+
+
+# Running cells ------------------------------------------------------------------------------------------------
+
+
+def run_cell(config: dict[str, Any], out: str, device: str | None) -> Outcome:
+    """Run one cell; never raises, so that its failure stays its own."""
+    try:
+        run(RunConfig.model_validate(config), Path(out), resume=True, device=device, report=False)
+    except (UserError, RunError) as error:
+        return "failed", str(error)
+    except Exception:
+        return "failed", traceback.format_exc(limit=-3)
+    return "done", None
+
+
+def run_locally(cells: list[Cell], jobs: int, device: str | None, watch: Watch) -> dict[str, Outcome]:
+    """Run cells in ``jobs`` processes that share the cores out between them; outcomes by the cells' labels.
+
+    A process that dies (out of memory, say) takes only its own cell with it.
+    """
+    outcomes: dict[str, Outcome] = {cell.label: ("done", None) for cell in cells if cell.folder.is_done()}
+    waiting = [cell for cell in cells if cell.label not in outcomes]
+    workers = [_Worker(threads=max(1, torch.get_num_threads() // jobs)) for _ in range(min(jobs, len(waiting)))]
+    try:
+        while waiting or any(worker.cell for worker in workers):
+            for worker in workers:
+                if worker.cell is None and waiting:
+                    worker.start(waiting.pop(0), device)
+            busy = [worker for worker in workers if worker.cell]
+            connection.wait([worker.pipe for worker in busy], timeout=0.5)
+            for worker in busy:
+                if outcome := worker.finished():
+                    outcomes[worker.cell.label] = outcome
+                    worker.cell = None
+            running = {w.cell.label: w.cell.folder.progress() for w in workers if w.cell}
+            watch("cells", len(outcomes), len(cells), running)
+    finally:
+        for worker in workers:
+            worker.stop()
+    return outcomes
+
+
+class _Worker:
+    """A process that runs one cell after another, and is replaced when it dies."""
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        self.cell: Cell | None = None
+        self._launch()
+
+    def _launch(self) -> None:
+        context = get_context("spawn")
+        self.pipe, other = context.Pipe()
+        self.process = context.Process(target=_work, args=(other, self.threads), daemon=True)
+        with _environment(OMP_NUM_THREADS=str(self.threads), MKL_NUM_THREADS=str(self.threads)):
+            self.process.start()
+        other.close()
+
+    def start(self, cell: Cell, device: str | None) -> None:
+        self.cell = cell
+        self.pipe.send((cell.config.model_dump(), str(cell.folder.path), device))
+
+    def finished(self) -> Outcome | None:
+        try:
+            return self.pipe.recv() if self.pipe.poll() else None
+        except (EOFError, OSError):
+            self.process.join()
+            code = self.process.exitcode
+            self._launch()
+            return "failed", f"Its process died (exit status {code}); the machine may have run out of memory."
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.join()
+
+
+def _work(pipe: connection.Connection, threads: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C and ends its workers
+    threading.Thread(target=_die_with, args=(os.getppid(),), daemon=True).start()
+    torch.set_num_threads(threads)
+    while True:
+        try:
+            config, out, device = pipe.recv()
+        except EOFError:
+            return
+        pipe.send(run_cell(config, out, device))
+
+
+def _die_with(parent: int) -> None:
+    # A worker that outlives a killed suite would write into a folder that the next suite resumes.
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
+@contextmanager
+def _environment(**values: str) -> Iterator[None]:
+    old = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in old.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def run_on_ray(cells: list[Cell], jobs: int, device: str | None, watch: Watch) -> dict[str, Outcome]:
+    """Run cells as tasks of the Ray cluster that RAY_ADDRESS names, or of a local one with ``jobs`` cores.
+
+    The suite's folder must be reachable under the same path from every node.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise UserError("--on ray needs an extra: pip install 'hansfree[ray]'.") from error
+    outcomes: dict[str, Outcome] = {cell.label: ("done", None) for cell in cells if cell.folder.is_done()}
+    if not ray.is_initialized():
+        local = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": jobs, "include_dashboard": False}
+        ray.init(log_to_driver=False, logging_level="ERROR", **local)
+    try:
+        task = ray.remote(num_cpus=1, num_gpus=1 if torch.cuda.is_available() else 0)(run_cell)
+        tasks = {
+            task.remote(c.config.model_dump(), str(c.folder.path.absolute()), device): c
+            for c in cells
+            if c.label not in outcomes
+        }
+        while tasks:
+            ready, _ = ray.wait(list(tasks), timeout=0.5)
+            for reference in ready:
+                cell = tasks.pop(reference)
+                try:
+                    outcomes[cell.label] = ray.get(reference)
+                except ray.exceptions.RayError as error:
+                    outcomes[cell.label] = ("failed", f"Its Ray task died ({error}).")
+            running = {c.label: c.folder.progress() for c in tasks.values()}
+            watch("cells", len(outcomes), len(cells), running)
+    finally:
+        ray.shutdown()
+    return outcomes
+
+
+# Gathering ----------------------------------------------------------------------------------------------------
+
+
+def gather(suite: SuiteConfig, cells: list[Cell], outcomes: Mapping[str, Outcome], folder: SuiteFolder) -> None:
+    """Write results.json (rows of every finished cell, the teacher's once) and the tables."""
+    rows: list[dict[str, Any]] = []
+    described: list[dict[str, Any]] = []
+    teachers: set[tuple[Any, ...]] = set()
+    first: dict[str, Any] = {}
+    for cell in cells:
+        status, error = outcomes[cell.label]
+        if status != "done":
+            described.append(_failed(cell, status, error, folder))
+            continue
+        results = read_results(cell.folder.results)
+        first = first or results
+        described += [{**c, "folder": str(cell.folder.path.relative_to(folder.path))} for c in results["cells"]]
+        for row in results["rows"]:
+            if row["model"] == "teacher":
+                seed = _teacher_seed(cell)
+                key = seed, row["split"], row["metric"], row["group"]
+                if key in teachers:
+                    continue
+                teachers.add(key)
+                row = {**row, "variant": "teacher", "method": None, "explainer": None, "seed": seed, "selection": None}
+            rows.append(row)
+    results = {
+        "schema": 1,
+        "environment": first.get("environment", {}),
+        "config": suite.model_dump(),
+        "rows": rows,
+        "cells": described,
+        "data": first.get("data", {}),
+        "suite": {
+            "name": suite.name,
+            "title": suite.title,
+            "description": suite.description,
+            "reference": suite.reference,
+            "seeds": list(suite.seeds),
+            "grids": list(grids(suite, rows)),
+            "curves": list(curves(suite)),
+        },
+    }
+    write_json(folder.results, results)
+    table = tables.method_table(results)
+    for suffix, emit in (("md", tables.to_markdown), ("csv", tables.to_csv), ("tex", tables.to_latex)):
+        write_text(folder.table(suffix), emit(table))
+
+
+def _teacher_seed(cell: Cell) -> int:
+    source = cell.config.teacher
+    return cell.seed if source is None or source.seed == "each" else source.seed
+
+
+def _failed(cell: Cell, status: str, error: str | None, folder: SuiteFolder) -> dict[str, Any]:
+    config = cell.config
+    method = METHODS.get(config.method.get("name", ""))
+    return {
+        "variant": cell.variant,
+        "title": config.title,
+        "seed": cell.seed,
+        "folder": str(cell.folder.path.relative_to(folder.path)),
+        "status": status,
+        "error": error,
+        "method": config.method.get("name"),
+        "explainer": None if config.explainer is None else config.explainer.get("name"),
+        "needs": sorted(method.needs) if method else [],
+        "selection": config.selection,
+        "warnings": [],
+        "steps": None,
+        "time": {},
+    }
+
+
+def grids(suite: SuiteConfig, rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Each grid with its choice: the lowest validation loss among settings accurate enough on validation data."""
+    teacher = _mean(rows, "teacher", "acc")
+    for name, variant in suite.variants.items():
+        if "grid" not in variant:
+            continue
+        key, values = grid_of(name, variant)
+        settings = []
+        for value in values:
+            cell = grid_name(name, key, value)
+            loss, acc = _mean(rows, cell, "loss"), _mean(rows, cell, "acc")
+            admitted = acc is not None and (teacher is None or acc >= teacher - suite.within)
+            settings.append(
+                {"variant": cell, "value": value, "valid_loss": loss, "valid_acc": acc, "admitted": admitted}
+            )
+        best = min((s["valid_loss"] for s in settings if s["admitted"]), default=None)
+        yield {
+            "method": variant.get("title", name),
+            "key": key,
+            "rule": "the lowest validation loss of the method's own among settings whose validation accuracy is at most "
+            f"{suite.within:.0%} below the teacher's, means over seeds; nothing else was looked at",
+            "settings": [{**s, "chosen": s["admitted"] and s["valid_loss"] == best} for s in settings],
+        }
+
+
+def curves(suite: SuiteConfig) -> Iterator[dict[str, Any]]:
+    """Shift accuracy against the setting that a grid varies, one picture per key."""
+    series: dict[str, dict[str, list[list[Any]]]] = {}
+    for name, variant in suite.variants.items():
+        if "grid" in variant:
+            key, values = grid_of(name, variant)
+            if all(isinstance(value, int | float) for value in values):
+                points = [[grid_name(name, key, value), value] for value in values]
+                series.setdefault(key, {})[variant.get("title", name)] = points
+    for key, lines in series.items():
+        title = f"Shift accuracy against {_WORDS.get(key, key)}"
+        yield {"title": title, "key": key, "metric": "acc", "split": "shift", "series": lines}
+
+
+_WORDS = {"training.lr": "learning rate", "training.epochs": "epochs", "training.steps": "steps"}
+
+
+def _mean(rows: list[dict[str, Any]], variant: str, metric: str) -> float | None:
+    wanted = {"variant": variant, "metric": metric, "split": "valid", "group": None}
+    values = [row["value"] for row in rows if all(row[key] == value for key, value in wanted.items())]
+    return sum(values) / len(values) if values else None
