@@ -1,0 +1,19 @@
+"""Where a model looked: one explainer per idea, all with the same call.
+
+``logits, map = explainer(model, input, target)`` is one forward pass; with grad mode on, the map can be a loss.
+"""
+
+from hansfree.core import Explainer
+from hansfree.explainers.features import Attention, FeatureMap
+from hansfree.explainers.gradient import GradientXInput, InputGradient
+from hansfree.explainers.lrp import LRP
+
+EXPLAINERS: dict[str, type[Explainer]] = {
+    "gradient": InputGradient,
+    "gradient-x-input": GradientXInput,
+    "lrp": LRP,
+    "attention": Attention,
+    "features": FeatureMap,
+}
+
+__all__ = ["EXPLAINERS", "LRP", "Attention", "FeatureMap", "GradientXInput", "InputGradient"]
