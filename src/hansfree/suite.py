@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import connection, get_context
@@ -21,7 +21,7 @@ from pydantic import Field
 
 from hansfree.config import Schema, Section, merge, parse
 from hansfree.errors import RunError, UserError, nearest
-from hansfree.experiment import RunConfig, run, teacher_config
+from hansfree.experiment import RunConfig, TeacherConfig, run, teacher_config
 from hansfree.methods import METHODS
 from hansfree.report import build_report, tables
 from hansfree.runs import RunFolder, SuiteFolder, read_results, write_json, write_text
@@ -144,26 +144,38 @@ def run_suite(
 
 
 def train_teachers(cells: list[Cell], folder: SuiteFolder, *, device: str | None, watch: Watch) -> list[Cell]:
-    """Train each teacher once, and give its cells the exported model in place of the recipe."""
+    """Train each distinct teacher once, and give its cells the exported model in place of the recipe."""
+    places: dict[str, Path] = {}
     trained = []
     for cell in cells:
         source = cell.config.teacher
         if source is None or source.train is None:
             trained.append(cell)
             continue
-        place = folder.teacher if source.seed != "each" else RunFolder(folder.teacher.path / f"seed-{cell.seed}")
         recipe = teacher_config(cell.config).model_copy(update={"name": "teacher"})
-        run(
-            recipe,
-            place.path,
-            resume=True,
-            device=device,
-            report=False,
-            on_step=lambda what, step, steps: watch("teacher", 0, len(cells), {what: (step, steps)}),
-        )
-        teacher = source.model_copy(update={"train": None, "path": str(place.exported)})
+        key = recipe.model_dump_json()
+        if key not in places:
+            places[key] = _teacher_place(cell, source, folder, places.values())
+            run(
+                recipe,
+                places[key],
+                resume=True,
+                device=device,
+                report=False,
+                on_step=lambda what, step, steps: watch("teacher", 0, len(cells), {what: (step, steps)}),
+            )
+        teacher = source.model_copy(update={"train": None, "path": str(RunFolder(places[key]).exported)})
         trained.append(Cell(cell.variant, cell.seed, cell.config.model_copy(update={"teacher": teacher}), cell.folder))
     return trained
+
+
+def _teacher_place(cell: Cell, source: TeacherConfig, folder: SuiteFolder, taken: Iterable[Path]) -> Path:
+    """teacher/, or teacher-VARIANT/ for a variant with a recipe of its own; seed-N/ inside where each seed has one."""
+    for base in (folder.teacher.path, folder.teacher.path.with_name(f"teacher-{cell.folder.path.parent.name}")):
+        place = base / f"seed-{cell.seed}" if source.seed == "each" else base
+        if place not in taken:
+            return place
+    raise AssertionError("a variant has one teacher per seed")
 
 
 def default_jobs(cells: int) -> int:
@@ -323,7 +335,7 @@ def gather(suite: SuiteConfig, cells: list[Cell], outcomes: Mapping[str, Outcome
     """Write results.json (rows of every finished cell, the teacher's once) and the tables."""
     rows: list[dict[str, Any]] = []
     described: list[dict[str, Any]] = []
-    teachers: set[tuple[Any, ...]] = set()
+    teachers: set[str | None] = set()
     first: dict[str, Any] = {}
     for cell in cells:
         status, error = outcomes[cell.label]
@@ -333,15 +345,12 @@ def gather(suite: SuiteConfig, cells: list[Cell], outcomes: Mapping[str, Outcome
         results = read_results(cell.folder.results)
         first = first or results
         described += [{**c, "folder": str(cell.folder.path.relative_to(folder.path))} for c in results["cells"]]
-        for row in results["rows"]:
-            if row["model"] == "teacher":
-                seed = _teacher_seed(cell)
-                key = seed, row["split"], row["metric"], row["group"]
-                if key in teachers:
-                    continue
-                teachers.add(key)
-                row = {**row, "variant": "teacher", "method": None, "explainer": None, "seed": seed, "selection": None}
-            rows.append(row)
+        rows += [row for row in results["rows"] if row["model"] != "teacher"]
+        source = cell.config.teacher
+        if source is not None and source.path not in teachers:
+            theirs = [row for row in results["rows"] if row["model"] == "teacher"]
+            rows += [{**row, **_of_teacher(cell, source.path, folder)} for row in theirs]
+            teachers |= {source.path} if theirs else set()
     results = {
         "schema": 1,
         "environment": first.get("environment", {}),
@@ -365,9 +374,13 @@ def gather(suite: SuiteConfig, cells: list[Cell], outcomes: Mapping[str, Outcome
         write_text(folder.table(suffix), emit(table))
 
 
-def _teacher_seed(cell: Cell) -> int:
-    source = cell.config.teacher
-    return cell.seed if source is None or source.seed == "each" else source.seed
+def _of_teacher(cell: Cell, path: str | None, folder: SuiteFolder) -> dict[str, Any]:
+    """What a teacher's row says of itself in place of the student's variant, method and seed."""
+    name, seed = "teacher", 0
+    if path is not None and Path(path).is_relative_to(folder.path):
+        recipe = read_results(Path(path).with_name("results.json"))["cells"][0]
+        name, seed = Path(path).relative_to(folder.path).parts[0], recipe["seed"]
+    return {"variant": name, "method": None, "explainer": None, "seed": seed, "selection": None}
 
 
 def _failed(cell: Cell, status: str, error: str | None, folder: SuiteFolder) -> dict[str, Any]:
@@ -392,7 +405,7 @@ def _failed(cell: Cell, status: str, error: str | None, folder: SuiteFolder) -> 
 
 def grids(suite: SuiteConfig, rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Each grid with its choice: the lowest validation loss among settings accurate enough on validation data."""
-    teacher = _mean(rows, "teacher", "acc")
+    teacher = _mean(rows, "teacher", "acc")  # the suite's main teacher
     for name, variant in suite.variants.items():
         if "grid" not in variant:
             continue
@@ -410,7 +423,7 @@ def grids(suite: SuiteConfig, rows: list[dict[str, Any]]) -> Iterator[dict[str, 
             "method": variant.get("title", name),
             "key": key,
             "rule": "the lowest validation loss of the method's own among settings whose validation accuracy is at most "
-            f"{suite.within:.0%} below the teacher's, means over seeds; nothing else was looked at",
+            f"{100 * suite.within:g} points below the teacher's, means over seeds; nothing else was looked at",
             "settings": [{**s, "chosen": s["admitted"] and s["valid_loss"] == best} for s in settings],
         }
 
