@@ -1,0 +1,364 @@
+"""Pictures for the page: charts as inline SVG, images and relevance maps as PNG in data URIs.
+
+Charts are laid out in percentages of their width, so that they fit any screen while lines and letters keep their
+size; their colours are the page's variables, so that they follow light, dark and print. Every chart is a pure
+function of its numbers: the same data give the same bytes. All text goes through :func:`tag`, which escapes it.
+"""
+
+import base64
+import io
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup, escape
+from PIL import Image
+
+from hansfree.report.tables import Estimate
+
+Points = Sequence[tuple[float, float]]
+
+MARKERS = {
+    "circle": "M-5 0a5 5 0 1 0 10 0a5 5 0 1 0 -10 0Z",
+    "diamond": "M0 -6.5L6.5 0L0 6.5L-6.5 0Z",
+    "square": "M-4.5 -4.5H4.5V4.5H-4.5Z",
+    "triangle": "M0 -6L5.5 4.5H-5.5Z",
+    "wedge": "M0 6L5.5 -4.5H-5.5Z",
+    "cross": "M-5 -2H-2V-5H2V-2H5V2H2V5H-2V2H-5Z",
+}
+LOG_SPAN = 30
+"""Positive numbers whose largest is this many times the smallest are drawn on a logarithmic axis."""
+BINS = 120
+"""A long curve is drawn as the means of this many stretches."""
+LARGEST_SIDE = 96
+"""Images are drawn at most this many pixels wide and high."""
+
+
+def tag(name: str, *children: Any, **attributes: Any) -> Markup:
+    """One element with everything escaped; ``class_`` is class, ``stroke_width`` stroke-width, None is left out."""
+    spelt = "".join(
+        f' {key.rstrip("_").replace("_", "-")}="{escape(_number(value) if isinstance(value, float) else value)}"'
+        for key, value in attributes.items()
+        if value is not None
+    )
+    return Markup(f"<{name}{spelt}>{''.join(escape(child) for child in children)}</{name}>")
+
+
+def _number(value: float) -> str:
+    text = f"{value:.2f}".rstrip("0").rstrip(".")
+    return "0" if text == "-0" else text
+
+
+def _percent(value: float) -> str:
+    return f"{_number(value)}%"
+
+
+def marker(shape: str, x: float = 0, y: float = 0, **attributes: Any) -> Markup:
+    """A marker at (x, y) percent."""
+    path = tag("path", d=MARKERS[shape], **attributes)
+    return tag("svg", path, x=_percent(x), y=_percent(y), overflow="visible")
+
+
+def legend_mark(shape: str, **attributes: Any) -> Markup:
+    """A marker to stand in running text."""
+    return tag("svg", marker(shape, 50, 50, **attributes), class_="mark", width="14", height="14", aria_hidden="true")
+
+
+# Axes ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A stretch of numbers, linear or logarithmic, mapped to 0 ... 100 percent."""
+
+    low: float
+    high: float
+    log: bool
+    ticks: tuple[float, ...]
+
+    def __call__(self, value: float) -> float:
+        """Where ``value`` lies, in percent; beyond the ends, at the end."""
+        low, high, value = (math.log(x) if self.log else x for x in (self.low, self.high, value))
+        return 100 * min(max((value - low) / (high - low), 0.0), 1.0)
+
+
+def axis(values: Iterable[float], *, log: bool | None = None) -> Axis:
+    """An axis around ``values`` that ends on ticks; logarithmic where they span ``LOG_SPAN`` (or as told)."""
+    numbers = [value for value in values if math.isfinite(value)] or [0.0, 1.0]
+    low, high = min(numbers), max(numbers)
+    if low > 0 and (high / low >= LOG_SPAN if log is None else log):
+        ticks = _log_ticks(low, high)
+        return Axis(min(low, ticks[0]), max(high, ticks[-1]), True, ticks)
+    # A curve that stays near its height should look flat, so zero belongs on the axis unless it is far away.
+    if 0 < low < 0.7 * high:
+        low = 0.0
+    step = _step((high - low) or abs(high) or 1.0)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    ticks = tuple(round(i * step, 12) for i in range(first, max(last, first + 1) + 1))
+    return Axis(ticks[0], ticks[-1], False, ticks)
+
+
+def _step(span: float) -> float:
+    power = 10 ** math.floor(math.log10(span / 4))
+    return next(step for step in (power, 2 * power, 5 * power, 10 * power) if span / step <= 4 + 1e-9)
+
+
+def _log_ticks(low: float, high: float) -> tuple[float, ...]:
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    decades = [10.0**power for power in powers]
+    if len(decades) > 3:
+        stride = math.ceil((len(decades) - 1) / 4)
+        return tuple(decades[::stride])
+    fine = [factor * decade for decade in decades for factor in (1, 2, 5)]
+    start = max((i for i, tick in enumerate(fine) if tick <= low * (1 + 1e-9)), default=0)
+    end = min((i for i, tick in enumerate(fine) if tick >= high * (1 - 1e-9)), default=len(fine) - 1)
+    return tuple(fine[start : end + 1])
+
+
+def _tick_text(value: float, factor: float = 1.0) -> str:
+    return f"{factor * value:g}".replace("-", "−")
+
+
+# The gap ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class GapLine:
+    """One method in the picture of the gap: accuracies (fractions) and one number a seed."""
+
+    name: str
+    detail: str
+    iid: Estimate
+    shift: Estimate
+    iid_seeds: tuple[float, ...]
+    shift_seeds: tuple[float, ...]
+    gap: str
+    is_teacher: bool = False
+
+
+def gap_chart(lines: Sequence[GapLine]) -> Markup:
+    """Each method's way from its accuracy under iid to that under shift, on one scale from 0 to 100 %."""
+    rows = [
+        tag(
+            "div",
+            tag("div", tag("strong", line.name), tag("small", line.detail), class_="gap-name"),
+            _gap_track(line),
+            tag("div", tag("strong", line.gap), class_="gap-value"),
+            class_="gap-row teacher" if line.is_teacher else "gap-row",
+        )
+        for line in lines
+    ]
+    labels = [tag("text", f"{x} %", x=f"{x}%", y="14", text_anchor="middle") for x in range(0, 101, 25)]
+    scale = tag("div", tag("svg", *labels, class_="gap-track", height="20", aria_hidden="true"), class_="gap-row axis")
+    return tag("div", *rows, scale, class_="gap")
+
+
+def _gap_track(line: GapLine) -> Markup:
+    grid = [tag("line", x1=f"{x}%", x2=f"{x}%", y1="0", y2="100%", class_="grid") for x in range(0, 101, 25)]
+    ends = [_percent(100 * end.mean) for end in (line.shift, line.iid)]
+    bridge = tag("line", x1=ends[0], x2=ends[1], y1="40%", y2="40%", class_="bridge")
+    marks = []
+    for split, end, seeds, shape in (
+        ("iid", line.iid, line.iid_seeds, "circle"),
+        ("shift", line.shift, line.shift_seeds, "diamond"),
+    ):
+        if end.half is not None:
+            low, high = (_percent(100 * min(max(end.mean + s * end.half, 0), 1)) for s in (-1, 1))
+            marks.append(tag("line", x1=low, x2=high, y1="40%", y2="40%", class_=f"whisker {split}"))
+        marks += [tag("circle", cx=_percent(100 * x), cy="82%", r="2.5", class_=f"seed {split}") for x in seeds]
+        marks.append(marker(shape, 100 * end.mean, 40, class_=split))
+    told = f"{line.name}: iid {_told(line.iid)}, shift {_told(line.shift)}"
+    return tag("svg", *grid, bridge, *marks, class_="gap-track", height="44", role="img", aria_label=told)
+
+
+def _told(end: Estimate) -> str:
+    interval = "" if end.half is None else f" plus or minus {100 * end.half:.1f}"
+    return f"{100 * end.mean:.1f}{interval} percent"
+
+
+# Curves -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One small chart: a line per seed, and dots."""
+
+    title: str
+    lines: tuple[Points, ...]
+    dots: tuple[Points, ...]
+    percent: bool = False
+
+
+def panel(content: Panel) -> Markup:
+    """A small chart over training steps."""
+    everything = [point for points in (*content.lines, *content.dots) for point in points]
+    across = axis([0.0, *(x for x, _ in everything)])
+    up = axis([y for _, y in everything] + ([0.0, 1.0] if content.percent else []))
+    lines = [_polyline(points, across, up, "curve") for points in content.lines]
+    dots = [
+        tag("circle", cx=_percent(across(x)), cy=_percent(100 - up(y)), r="2.75", class_="dot")
+        for points in content.dots
+        for x, y in points
+    ]
+    scale = ", log scale" if up.log else ""
+    told = f"{content.title}{scale}, over training steps"
+    plot = tag(
+        "svg",
+        *_frame(across, up, content.percent),
+        tag("svg", *lines, viewBox="0 0 1000 1000", preserveAspectRatio="none", width="100%", height="100%"),
+        *dots,
+        class_="plot",
+        role="img",
+        aria_label=told,
+    )
+    title = tag("figcaption", content.title, tag("small", scale.lstrip(", ")) if scale else "")
+    return tag("figure", title, plot, class_="panel")
+
+
+def binned(points: Points, bins: int = BINS) -> Points:
+    """``points`` as the means of ``bins`` equal stretches, where there are more than that many."""
+    if len(points) <= bins:
+        return points
+    return [tuple(np.mean(part, axis=0).tolist()) for part in np.array_split(np.array(points), bins)]
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line of a chart against a setting: (setting, estimate) in the order of the setting."""
+
+    name: str
+    points: tuple[tuple[float, Estimate], ...]
+
+
+def series_chart(series: Sequence[Series], across_title: str) -> Markup:
+    """Accuracy against a setting, with intervals; each line has a colour and a marker of its own."""
+    xs = [x for line in series for x, _ in line.points]
+    across, up = axis(xs, log=min(xs) > 0 and max(xs) / min(xs) >= 5), axis([0.0, 1.0])
+    drawn: list[Markup] = []
+    for number, line in enumerate(series):
+        shape, colour = _style(number)
+        points = [(across(x), 100 - up(found.mean), found) for x, found in line.points]
+        drawn.append(
+            tag(
+                "svg",
+                _polyline([(x, found.mean) for x, found in line.points], across, up, f"{colour} link"),
+                viewBox="0 0 1000 1000",
+                preserveAspectRatio="none",
+                width="100%",
+                height="100%",
+            )
+        )
+        for x, y, found in points:
+            if found.half is not None:
+                ends = (100 - up(found.mean - found.half), 100 - up(found.mean + found.half))
+                at = _percent(x)
+                drawn.append(
+                    tag("line", x1=at, x2=at, y1=_percent(ends[0]), y2=_percent(ends[1]), class_=f"{colour} bar")
+                )
+            drawn.append(marker(shape, x, y, class_=colour))
+    told = "; ".join(f"{s.name}: " + ", ".join(f"{_told(e)} at {x:g}" for x, e in s.points) for s in series)
+    plot = tag("svg", *_frame(across, up, True, xs), *drawn, class_="plot tall", role="img", aria_label=told)
+    keys = [tag("span", legend_mark(_style(i)[0], class_=_style(i)[1]), line.name) for i, line in enumerate(series)]
+    return tag(
+        "div", tag("div", *keys, class_="legend"), plot, tag("p", across_title, class_="axis-title"), class_="series"
+    )
+
+
+def _style(number: int) -> tuple[str, str]:
+    shapes = list(MARKERS)
+    return shapes[number % len(shapes)], f"c{number % 6}"
+
+
+def _polyline(points: Points, across: Axis, up: Axis, class_: str) -> Markup:
+    spelt = " ".join(f"{10 * across(x):.0f},{1000 - 10 * up(y):.0f}" for x, y in points)
+    return tag("polyline", points=spelt, class_=class_, vector_effect="non-scaling-stroke")
+
+
+def _frame(across: Axis, up: Axis, percent: bool, marked: Iterable[float] | None = None) -> list[Markup]:
+    frame = []
+    for tick in up.ticks:
+        y = _percent(100 - up(tick))
+        text = f"{_tick_text(tick, 100)} %" if percent else _tick_text(tick)
+        frame.append(tag("line", x1="0", x2="100%", y1=y, y2=y, class_="grid"))
+        frame.append(tag("text", text, x="-8", y=y, dy="0.35em", text_anchor="end"))
+    for tick in sorted(set(across.ticks if marked is None else marked)):
+        frame.append(
+            tag("text", _tick_text(tick), x=_percent(across(tick)), y="100%", dy="1.5em", text_anchor="middle")
+        )
+    return frame
+
+
+# Images -------------------------------------------------------------------------------------------------------
+
+RELEVANCE = (
+    (12, 44, 112),
+    (62, 133, 190),
+    (170, 208, 229),
+    (250, 249, 246),
+    (246, 178, 139),
+    (214, 84, 62),
+    (112, 8, 32),
+)
+"""Against the class (blue), none (white), for the class (red): told apart by all common kinds of colour vision."""
+
+
+@cache
+def relevance_palette() -> bytes:
+    """255 colours from -1 to 1, RGB one after the other."""
+    stops = np.linspace(0, 254, len(RELEVANCE))
+    channels = [np.interp(np.arange(255), stops, channel) for channel in zip(*RELEVANCE)]
+    return np.stack(channels, axis=1).round().astype(np.uint8).tobytes()
+
+
+def normalised(map: np.ndarray) -> np.ndarray | None:
+    """``map`` divided by its mean absolute value (a map of zeros stays one); None where it is not finite."""
+    if not np.isfinite(map).all():
+        return None
+    size = np.abs(map).mean(dtype=np.float64)
+    return map / size if size > 0 else map
+
+
+def common_limit(maps: Iterable[np.ndarray]) -> float:
+    """The end of the colour scale: 99 % of all pixels of all (normalised) maps lie within it."""
+    sizes = [np.abs(map).ravel() for map in maps]
+    limit = float(np.quantile(np.concatenate(sizes), 0.99)) if sizes else 1.0
+    return float(f"{limit:.2g}") or 1.0
+
+
+def image_uri(pixels: np.ndarray) -> str:
+    """An image, uint8 [h, w, 3] or [h, w, 1] or [h, w], as a data URI."""
+    squeezed = pixels[..., 0] if pixels.ndim == 3 and pixels.shape[-1] == 1 else pixels
+    return _data_uri(_within(Image.fromarray(squeezed), Image.Resampling.BILINEAR))
+
+
+def map_uri(map: np.ndarray, limit: float) -> str:
+    """A (normalised) relevance map [h, w] as a data URI; colours end at ``limit``."""
+    shrunk = _within(Image.fromarray(map.astype(np.float32)), Image.Resampling.BOX)
+    index = np.rint(np.clip(np.asarray(shrunk) / limit, -1, 1) * 127 + 127).astype(np.uint8)
+    coloured = Image.fromarray(index)
+    coloured.putpalette(relevance_palette())
+    return _data_uri(coloured)
+
+
+@cache
+def colour_bar_uri() -> str:
+    """The colours of the maps from against to for."""
+    bar = Image.fromarray(np.arange(255, dtype=np.uint8)[None])
+    bar.putpalette(relevance_palette())
+    return _data_uri(bar)
+
+
+def _within(image: Image.Image, how: Image.Resampling) -> Image.Image:
+    scale = LARGEST_SIDE / max(image.size)
+    if scale >= 1:
+        return image
+    return image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))), how)
+
+
+def _data_uri(image: Image.Image) -> str:
+    file = io.BytesIO()
+    image.save(file, "PNG", compress_level=9)
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode("ascii")

@@ -1,0 +1,454 @@
+"""From rows of results to tables: means with intervals over seeds, paired comparisons, and their spellings.
+
+The interval is Student's t over seeds: mean +- t(0.975, n - 1) sd / sqrt(n). A comparison is paired by seed, so
+it is the same interval for the differences, and p is that of the paired t-test. With one seed there is no interval.
+"""
+
+import csv
+import html
+import io
+import math
+import re
+import statistics
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import rich.markup
+from rich.table import Table as RichTable
+from scipy.special import stdtr, stdtrit
+
+Row = Mapping[str, Any]
+Values = Mapping[Hashable, float]
+"""One number a seed."""
+
+SUPERVISION = {
+    "teacher": "a teacher",
+    "clean": "unbiased images",
+    "bias": "bias labels",
+    "bias:valid": "bias labels in validation",
+    "mask": "masks",
+    "boxes": "boxes",
+    "bias-model": "a biased model",
+}
+
+SELECTION = {
+    "last": "the last step",
+    "iid_val": "best validation accuracy",
+    "iid_val_loss": "lowest validation loss",
+    "worst_group_val": "best worst-group validation accuracy",
+    "ood_val": "best accuracy on unbiased validation images",
+    "oracle": "best test result (oracle)",
+}
+
+SPLITS = ("iid", "ood", "shift")
+
+
+# Statistics ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over n seeds, its standard deviation and the half-width of its 95 % interval (None with one seed)."""
+
+    n: int
+    mean: float
+    sd: float | None
+    half: float | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The mean difference from a reference over common seeds, and the p of a paired t-test.
+
+    ``p`` is None where the test is undefined: fewer than two common seeds, or differences that do not vary.
+    """
+
+    reference: str
+    difference: Estimate
+    p: float | None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One measured thing of one variant over its seeds."""
+
+    benchmark: str | None
+    variant: str | None
+    model: str | None
+    split: str | None
+    tier: str | None
+    group: str | None
+    metric: str
+    measured_with: str | None
+    values: Values
+    estimate: Estimate
+    comparison: Comparison | None
+
+
+def estimate(values: Iterable[float]) -> Estimate | None:
+    """Mean and 95 % Student-t interval of at least one number; None for none."""
+    numbers = list(values)
+    n = len(numbers)
+    if n == 0:
+        return None
+    mean = statistics.fmean(numbers)
+    if n == 1:
+        return Estimate(1, mean, None, None)
+    sd = statistics.stdev(numbers)
+    return Estimate(n, mean, sd, float(stdtrit(n - 1, 0.975)) * sd / math.sqrt(n))
+
+
+def compare(values: Values, reference: Values, name: str) -> Comparison | None:
+    """``values`` minus ``reference``, paired by seed; None without a common seed."""
+    seeds = [seed for seed in values if seed in reference]
+    difference = estimate(values[seed] - reference[seed] for seed in seeds)
+    if difference is None:
+        return None
+    scale = max(abs(number) for seed in seeds for number in (values[seed], reference[seed]))
+    if difference.sd is None or difference.sd <= 1e-12 * scale:
+        return Comparison(name, difference, None)
+    t = difference.mean / (difference.sd / math.sqrt(difference.n))
+    return Comparison(name, difference, 2 * float(stdtr(difference.n - 1, -abs(t))))
+
+
+def summarise(rows: Iterable[Row], reference: str | None = None) -> list[Summary]:
+    """One :class:`Summary` per measured thing and variant, in the order of ``rows``; null values are left out.
+
+    ``reference`` is the variant that the others are compared with, each measured thing with its own like.
+    """
+    collected: dict[tuple[Any, ...], dict[Hashable, float]] = {}
+    for row in rows:
+        if row["value"] is not None:
+            key = (row["variant"], *(row.get(field) for field in _THING))
+            collected.setdefault(key, {})[row.get("seed")] = row["value"]
+    summaries = []
+    for (variant, *thing), values in collected.items():
+        found = estimate(values.values())
+        assert found is not None
+        against = collected.get((reference, *thing)) if reference is not None and variant != reference else None
+        comparison = None if against is None or reference is None else compare(values, against, reference)
+        named = dict(zip(_THING, thing))
+        summaries.append(Summary(variant=variant, values=values, estimate=found, comparison=comparison, **named))
+    return summaries
+
+
+_THING = ("benchmark", "model", "split", "tier", "group", "metric", "measured_with")
+
+
+# The table ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column: its key in CSV, its heading, and what its numbers are called in CSV (none: text)."""
+
+    key: str
+    title: str
+    parts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What a reader sees; a remark in small print; the numbers behind it, as many as the column has parts."""
+
+    text: str
+    remark: str = ""
+    numbers: tuple[float | int | None, ...] = ()
+
+
+@dataclass(frozen=True)
+class Line:
+    """One method of the table."""
+
+    variant: str
+    cells: tuple[Cell, ...]
+    is_teacher: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """The comparison of methods, ready to be spelt as Markdown, CSV, LaTeX, HTML or on a terminal."""
+
+    title: str
+    columns: tuple[Column, ...]
+    lines: tuple[Line, ...]
+    notes: tuple[str, ...]
+
+
+def method_table(results: Mapping[str, Any], variants: Iterable[str] | None = None) -> Table:
+    """One line per variant (default: all), the teacher first, from a results.json of a run or of a suite."""
+    cells, suite = results.get("cells") or [], results.get("suite") or {}
+    reference = suite.get("reference")
+    seeds = seeds_of(results)
+    found = Findings(results["rows"], reference)
+    titles = variant_titles(cells)
+    shown = list(titles) if variants is None else [variant for variant in titles if variant in set(variants)]
+    seconds = {variant: _training_seconds(cells, variant) for variant in titles}
+    yardstick = next((cell["variant"] for cell in cells if cell.get("method") == "erm"), None)
+    lines = [_teacher_line(found)] if found.has_teacher else []
+    for variant in shown:
+        own = [cell for cell in cells if cell["variant"] == variant]
+        measured = [_score_cell(found.student(variant, split), own, len(seeds)) for split in SPLITS]
+        gap = _score_cell(found.student(variant, None), own, len(seeds))
+        difference = _difference_cell(found.student(variant, "shift"), variant == reference)
+        time = _time_cell(seconds[variant], seconds.get(yardstick) if yardstick else None)
+        words = (
+            Cell(titles[variant]),
+            Cell(supervision(own[0].get("needs"))),
+            Cell(selection(own[0].get("selection"))),
+        )
+        steps = _steps_cell(own)
+        lines.append(Line(variant, (*words, *measured, gap, difference, steps, time)))
+    one_teacher = found.has_teacher and found.teachers == 1
+    notes = _notes(len(seeds), titles.get(reference or ""), titles.get(yardstick or ""), one_teacher)
+    return Table("Accuracy by method", _columns(titles.get(reference or "")), tuple(lines), notes)
+
+
+class Findings:
+    """The accuracies and gaps among the rows, to be asked for by variant and split (None: the gap)."""
+
+    def __init__(self, rows: Iterable[Row], reference: str | None) -> None:
+        plain = [row for row in rows if row.get("group") is None and row.get("measured_with") is None]
+        wanted = [row for row in plain if row["metric"] == ("gap" if row.get("split") is None else "acc")]
+        students = [row for row in wanted if row.get("model") == "student"]
+        self._students = {(found.variant, found.split): found for found in summarise(students, reference)}
+        self._teacher = _teacher_scores([row for row in wanted if row.get("model") == "teacher"])
+
+    @property
+    def has_teacher(self) -> bool:
+        """Whether a teacher was measured."""
+        return bool(self._teacher)
+
+    @property
+    def teachers(self) -> int:
+        """How many teachers were measured."""
+        return max((found.n for found in self._teacher.values()), default=0)
+
+    def student(self, variant: str, split: str | None) -> Summary | None:
+        """The student's accuracy on ``split``; None where it was not measured."""
+        return self._students.get((variant, split))
+
+    def teacher(self, split: str | None) -> Estimate | None:
+        """The teacher's accuracy on ``split``; None where it was not measured."""
+        return self._teacher.get(split)
+
+
+def _teacher_scores(rows: Iterable[Row]) -> dict[str | None, Estimate]:
+    by_split: dict[str | None, dict[Hashable, float]] = {}
+    for row in rows:
+        if row["value"] is not None:
+            by_split.setdefault(row.get("split"), {}).setdefault(row.get("seed"), row["value"])
+    scores = {}
+    for split, values in by_split.items():
+        # One teacher that serves several runs scores the same in each: that is one observation, not several.
+        distinct = values.values() if len(set(values.values())) > 1 else [next(iter(values.values()))]
+        scores[split] = estimate(distinct)
+    return scores
+
+
+def seeds_of(results: Mapping[str, Any]) -> list[int]:
+    """The seeds that were asked for."""
+    asked = (results.get("suite") or {}).get("seeds")
+    return list(asked or dict.fromkeys(cell["seed"] for cell in results.get("cells") or []))
+
+
+def variant_titles(cells: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """What to call each variant, in order: its title, else its own name."""
+    titles: dict[str, str] = {}
+    for cell in cells:
+        titles.setdefault(cell["variant"], cell.get("title") or cell["variant"])
+    return titles
+
+
+def supervision(needs: Iterable[str] | None) -> str:
+    """What a method is given, in words: ``labels only``, ``a teacher, masks``."""
+    return ", ".join(SUPERVISION.get(need, need) for need in sorted(needs or ())) or "labels only"
+
+
+def selection(rule: str | None) -> str:
+    """A selection rule in words."""
+    return "not recorded" if rule is None else SELECTION.get(rule, rule)
+
+
+def percent(estimate: Estimate | None, *, signed: bool = False) -> str:
+    """A fraction as ``87.0 ± 1.2`` (percent or points); without the interval where there is none."""
+    if estimate is None:
+        return "not measured"
+    mean = f"{100 * estimate.mean:{'+' if signed else ''}.1f}".replace("-", "−")
+    # A value that rounds to nothing has no sign.
+    mean = mean.lstrip("+−") if mean in ("+0.0", "−0.0") else mean
+    return mean if estimate.half is None else f"{mean} ± {100 * estimate.half:.1f}"
+
+
+def _columns(reference: str | None) -> tuple[Column, ...]:
+    score = ("percent", "half_width", "seeds")
+    against = f"Shift against {reference} (points)" if reference else "Shift against the reference (points)"
+    return (
+        Column("method", "Method"),
+        Column("supervision", "Supervision"),
+        Column("selection", "Chosen by"),
+        *(Column(split, f"{split} (%)", score) for split in SPLITS),
+        Column("gap", "Gap iid to shift (points)", score),
+        Column("difference", against, (*score, "p")),
+        Column("steps", "Steps", ("count",)),
+        Column("time", "Training time", ("seconds", "relative")),
+    )
+
+
+def _teacher_line(found: Findings) -> Line:
+    def score(split: str | None) -> Cell:
+        value = found.teacher(split)
+        return Cell("not measured") if value is None else _numbers(value)
+
+    words = (Cell("Teacher"), Cell("–"), Cell("–"))
+    return Line("teacher", (*words, *map(score, (*SPLITS, None)), Cell("–"), Cell("–"), Cell("–")), is_teacher=True)
+
+
+def _score_cell(found: Summary | None, cells: Sequence[Mapping[str, Any]], seeds: int) -> Cell:
+    unfinished = [cell["status"] for cell in cells if cell.get("status") != "done"]
+    if found is None:
+        return Cell(f"n/a ({unfinished[0]})" if unfinished else "not measured")
+    missing = seeds - found.estimate.n
+    return _numbers(found.estimate, remark=f"{found.estimate.n} of {seeds} seeds" if missing > 0 else "")
+
+
+def _numbers(found: Estimate, *, signed: bool = False, remark: str = "", extra: tuple[float | None, ...] = ()) -> Cell:
+    half = None if found.half is None else 100 * found.half
+    return Cell(percent(found, signed=signed), remark, (100 * found.mean, half, found.n, *extra))
+
+
+def _difference_cell(found: Summary | None, is_reference: bool) -> Cell:
+    if is_reference:
+        return Cell("reference")
+    if found is None or found.comparison is None:
+        return Cell("–")
+    p = found.comparison.p
+    return _numbers(found.comparison.difference, signed=True, remark=p_value(p), extra=(p,))
+
+
+def p_value(p: float | None) -> str:
+    """A p-value to two significant digits, empty where there is none."""
+    if p is None:
+        return ""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
+
+
+def _steps_cell(cells: Sequence[Mapping[str, Any]]) -> Cell:
+    steps = next((cell["steps"] for cell in cells if cell.get("steps") is not None), None)
+    return Cell("–") if steps is None else Cell(f"{steps:,}".replace(",", "\u202f"), numbers=(steps,))
+
+
+def _training_seconds(cells: Iterable[Mapping[str, Any]], variant: str) -> float | None:
+    times = [
+        cell["time"]["train_seconds"]
+        for cell in cells
+        if cell["variant"] == variant and (cell.get("time") or {}).get("train_seconds") is not None
+    ]
+    return statistics.fmean(times) if times else None
+
+
+def _time_cell(seconds: float | None, yardstick: float | None) -> Cell:
+    if seconds is None:
+        return Cell("–")
+    absolute = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+    if not yardstick:
+        return Cell(absolute, numbers=(seconds, None))
+    return Cell(f"{seconds / yardstick:.1f} ×", absolute, (seconds, seconds / yardstick))
+
+
+def _notes(seeds: int, reference: str | None, yardstick: str | None, one_teacher: bool) -> tuple[str, ...]:
+    notes = ["Supervision is what a method is given beyond class labels."]
+    if seeds > 1:
+        notes.append(f"Each number is a mean over {seeds} seeds; ± is the half-width of its 95 % Student t interval.")
+        if one_teacher:
+            notes.append("One teacher serves all runs, so the chance in its own training is not in the intervals.")
+    else:
+        notes.append("There is one seed, so no number has an interval, and chance alone may explain differences.")
+    if reference:
+        paired = "paired by seed; p is that of a paired t-test" if seeds > 1 else "for the same seed"
+        notes.append(f"Differences are from {reference}, {paired}.")
+    if yardstick:
+        notes.append(f"Training time is relative to {yardstick}, and depends on the machine and on its load.")
+    return tuple(notes)
+
+
+# Spellings ----------------------------------------------------------------------------------------------------
+
+
+def to_markdown(table: Table) -> str:
+    """The table and its notes as GitHub Markdown."""
+
+    def line(texts: Iterable[str]) -> str:
+        return f"| {' | '.join(texts)} |\n"
+
+    rule = line("---:" if column.parts else ":---" for column in table.columns)
+    body = "".join(line(_markdown(full_text(cell)) for cell in row.cells) for row in table.lines)
+    notes = "".join(f"\n{_markdown(note)}\n" for note in table.notes)
+    return line(_markdown(column.title) for column in table.columns) + rule + body + notes
+
+
+def to_csv(table: Table) -> str:
+    """The numbers behind the table, a column each, unrounded to six decimals; what is missing stays empty."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    names = [
+        f"{column.key}_{part}" if part else column.key for column in table.columns for part in column.parts or ("",)
+    ]
+    writer.writerow(["variant", *names])
+    for line in table.lines:
+        values: list[Any] = [line.variant]
+        for column, cell in zip(table.columns, line.cells):
+            numbers = cell.numbers or (None,) * len(column.parts)
+            values += [None if x is None else round(x, 6) for x in numbers] if column.parts else [cell.text]
+        writer.writerow(values)
+    return file.getvalue()
+
+
+def to_latex(table: Table) -> str:
+    """A booktabs ``tabular``, the notes as comments before it."""
+
+    def line(texts: Iterable[str]) -> str:
+        return f"  {' & '.join(texts)} \\\\\n"
+
+    notes = "".join(f"% {_one_line(note)}\n" for note in table.notes)
+    body = "".join(line(_latex(full_text(cell)) for cell in row.cells) for row in table.lines)
+    columns = "".join("r" if column.parts else "l" for column in table.columns)
+    head = line(_latex(column.title) for column in table.columns)
+    return (
+        f"{notes}% needs \\usepackage{{booktabs}}\n\\begin{{tabular}}{{{columns}}}\n"
+        f"  \\toprule\n{head}  \\midrule\n{body}  \\bottomrule\n\\end{{tabular}}\n"
+    )
+
+
+def to_rich(table: Table) -> RichTable:
+    """The table for a terminal."""
+    shown = RichTable(title=table.title, caption=" ".join(table.notes), caption_justify="left")
+    for column in table.columns:
+        shown.add_column(rich.markup.escape(column.title), justify="right" if column.parts else "left")
+    for line in table.lines:
+        shown.add_row(*(rich.markup.escape(full_text(cell)) for cell in line.cells))
+    return shown
+
+
+def full_text(cell: Cell) -> str:
+    """The cell with its remark."""
+    return f"{cell.text} ({cell.remark})" if cell.remark else cell.text
+
+
+def _one_line(text: str) -> str:
+    return re.sub(r"[\r\n\t]+", " ", text)
+
+
+def _replacing(characters: Mapping[str, str]) -> Callable[[str], str]:
+    table = str.maketrans(dict(characters))
+    return lambda text: _one_line(text).translate(table)
+
+
+_markdown = _replacing({c: "\\" + c for c in "\\`*_[]|"} | {c: html.escape(c) for c in "<>&"})
+_latex = _replacing(
+    {c: "\\" + c for c in "&%$#_{}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    | {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
+    | {"±": r"$\pm$", "×": r"$\times$", "−": "$-$", "–": "--", "\u202f": r"\,"}
+)
