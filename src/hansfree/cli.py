@@ -61,12 +61,12 @@ def run_command(
     section = apply_overrides(read_yaml(config), _with_precision(settings, precision))
     if "variants" in section:
         raise UserError(f"{config} describes a suite (it has variants); use `hansfree suite {config}`.")
-    parsed = parse(RunConfig, section, str(config))
+    parsed = parse(RunConfig, section, f"the config {config}")
     folder = out_folder or Path("runs") / (parsed.name or config.stem)
     if dry_run:
         _plan(check(parsed), folder)
         return
-    with _progress() as bars:
+    with _progress(f"what was saved is kept in {folder}, and --resume goes on from there.") as bars:
         run(parsed, folder, resume=resume, device=device, on_step=bars.step)
     results = read_results(folder / "results.json")
     out.print(tables.to_rich(tables.method_table(results)))
@@ -91,19 +91,18 @@ def suite_command(
     from hansfree.runs import SuiteFolder, read_results, read_yaml
     from hansfree.suite import cells_of, read_suite, run_suite
 
-    suite = read_suite(apply_overrides(read_yaml(config), _with_precision(settings, precision)))
+    section = apply_overrides(read_yaml(config), _with_precision(settings, precision))
+    if "variants" not in section:
+        raise UserError(f"{config} describes a single run (it has no variants); use `hansfree run {config}`.")
+    suite = read_suite(section)
     folder = out_folder or Path("runs") / suite.name
     if dry_run:
         for cell in cells_of(suite, SuiteFolder(folder)):
             out.print(f"{cell.label}: {cell.config.method['name']}", highlight=False)
         out.print(f"{len(suite.seeds)} seeds; nothing was trained. Results would go to {folder}.", soft_wrap=True)
         return
-    try:
-        with _progress() as bars:
-            run_suite(suite, folder, jobs=jobs, on=on, device=device, watch=bars.cells)
-    except KeyboardInterrupt:
-        err.print(f"Interrupted. What is done is kept in {folder}; the same command goes on from there.")
-        raise typer.Exit(130) from None
+    with _progress(f"what is done is kept in {folder}, and the same command goes on from there.") as bars:
+        run_suite(suite, folder, jobs=jobs, on=on, device=device, watch=bars.cells)
     results = read_results(folder / "results.json")
     out.print(tables.to_rich(tables.method_table(results)))
     _say_warnings(results)
@@ -227,15 +226,19 @@ class _Bars:
 
 
 @contextmanager
-def _progress() -> Iterator[_Bars]:
+def _progress(if_interrupted: str) -> Iterator[_Bars]:
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=err, disable=not err.is_terminal, transient=True) as progress:
-        yield _Bars(progress)
+    try:
+        with Progress(*columns, console=err, disable=not err.is_terminal, transient=True) as progress:
+            yield _Bars(progress)
+    except KeyboardInterrupt:
+        err.print(f"hansfree: interrupted; {if_interrupted}", highlight=False, soft_wrap=True)
+        raise typer.Exit(130) from None
 
 
 def _with_precision(settings: list[str] | None, precision: str | None) -> list[str]:
@@ -269,8 +272,6 @@ def main() -> None:
         if debug:
             traceback.print_exc()
         _stop(error, 2 if isinstance(error, UserError) else 1)
-    except KeyboardInterrupt:
-        _stop("interrupted; what was saved is kept, and --resume goes on from there.", 130)
     except OSError as error:
         if debug:
             traceback.print_exc()

@@ -126,7 +126,10 @@ def _parameters(factory: Callable[..., Any]) -> dict[str, inspect.Parameter]:
 
 
 def _sentence(problem: ErrorDetails, schema: type[BaseModel], source: str) -> UserError:
-    path = ".".join(str(part) for part in problem["loc"])
+    where = [str(part) for part in problem["loc"]]
+    if len(where) > 1 and where[-1] in _KINDS:  # pydantic names the branch of a union that it tried last
+        where.pop()
+    path = ".".join(where)
     if problem["type"] == "extra_forbidden":
         section: Any = schema
         for part in problem["loc"][:-1]:
@@ -135,8 +138,13 @@ def _sentence(problem: ErrorDetails, schema: type[BaseModel], source: str) -> Us
         return UserError(f"{_capital(source)} has no setting {path!r}; {nearest(str(problem['loc'][-1]), known)}")
     if problem["type"] == "missing":
         return UserError(f"{_capital(source)} lacks the setting {path!r}; add it.")
-    reason = problem["msg"].removeprefix("Value error, ")
-    return UserError(f"{_capital(source)}: {path or 'a value'} cannot be {problem['input']!r} ({_small(reason)}).")
+    reason = _small(problem["msg"].removeprefix("Value error, "))
+    if isinstance(problem["input"], dict):
+        return UserError(f"{_capital(source)}: {path or 'the whole'}: {reason}.")
+    return UserError(f"{_capital(source)}: {path or 'a value'} cannot be {problem['input']!r} ({reason}).")
+
+
+_KINDS = ("int", "float", "str", "bool")
 
 
 def _inner(section: Any, name: str) -> Any:

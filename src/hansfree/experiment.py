@@ -191,9 +191,8 @@ def run(
     Raises ``UserError`` for mistakes in the config, ``RunError`` when training fails.
     """
     accelerator = make_accelerator(precision=config.training.precision, device=device)
+    check(config)
     benchmark = make_benchmark(config)
-    make_model(config.model, benchmark)  # mistakes should show before a teacher is trained
-    make_explainer(config.evaluation.explainer)
     with accelerator.main_process_first():
         folder = RunFolder.create(out, config.model_dump(), resume=resume or not accelerator.is_main_process)
     if folder.is_done():
@@ -504,10 +503,20 @@ def reevaluate(folder: RunFolder, *, device: str | None = None) -> dict[str, Any
 
 
 def check(config: RunConfig) -> dict[str, Any]:
-    """Build everything that ``config`` names, train nothing, and say what would be done."""
+    """Build everything that ``config`` names, train nothing, and say what would be done.
+
+    Mistakes show here, before a teacher is trained for an hour. Raises ``UserError``.
+    """
     benchmark = make_benchmark(config)
     model = make_model(config.model, benchmark)
-    teacher = None if config.teacher is None else Teacher.live(make_model(config.model, benchmark))
+    teacher = None
+    if config.teacher is not None:
+        source = config.teacher.model or config.model
+        if config.teacher.train is not None:
+            recipe = teacher_config(config)
+            check(recipe)
+            source = recipe.model
+        teacher = Teacher.live(make_model(source, benchmark), config.teacher_input)
     method = make_method(config, benchmark, teacher)
     make_explainer(config.evaluation.explainer)
     split = benchmark.split("train")

@@ -1,11 +1,13 @@
 """Heatmaps of image files, as pictures."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
@@ -14,7 +16,7 @@ from hansfree.core import Classifier
 from hansfree.errors import UserError
 from hansfree.explainers import EXPLAINERS
 from hansfree.models import load_model
-from hansfree.report.charts import draw_explanations
+from hansfree.report.charts import common_limit, normalised, relevance_palette
 from hansfree.runs import atomic_path
 
 
@@ -43,11 +45,32 @@ def explain_images(
                 maps[name] = map[0].sum(0).cpu().numpy()
         shown = int(logits.argmax(1)) if target is None else target
         names = network.config.get("label_names")
-        title = names[shown] if names else f"class {shown}"
+        title = f"Why {names[shown] if names else f'class {shown}'}?"
         picture = out / f"{path.stem}.png"
+        figure = draw(input[0].permute(1, 2, 0).numpy(), maps, title)
         with atomic_path(picture) as temporary:
-            draw_explanations(input[0].permute(1, 2, 0).numpy(), maps, title, temporary)
+            figure.savefig(temporary, dpi=150)
         yield picture
+
+
+def draw(image: np.ndarray, maps: Mapping[str, np.ndarray], title: str) -> Figure:
+    """The image and its maps side by side; each map is divided by its mean absolute value and drawn on one scale."""
+    shown = {name: normalised(map) for name, map in maps.items()}
+    limit = common_limit(map for map in shown.values() if map is not None)
+    colours = ListedColormap(np.frombuffer(relevance_palette(), dtype=np.uint8).reshape(-1, 3) / 255)
+    figure = Figure(figsize=(3 * (1 + len(maps)), 3.4), layout="constrained")
+    figure.suptitle(title)
+    axes = figure.subplots(1, 1 + len(maps), squeeze=False)[0]
+    axes[0].imshow(image, cmap="gray", vmin=0, vmax=1)
+    axes[0].set_title("image")
+    for place, (name, map) in zip(axes[1:], shown.items()):
+        drawn = place.imshow(np.zeros((1, 1)) if map is None else map, cmap=colours, vmin=-limit, vmax=limit)
+        place.set_title(name if map is not None else f"{name} (not finite)")
+    if maps:
+        figure.colorbar(drawn, ax=axes[1:], label="relevance / its mean size", shrink=0.8)
+    for place in axes:
+        place.set_axis_off()
+    return figure
 
 
 def _settings(name: str) -> dict[str, Any]:

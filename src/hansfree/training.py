@@ -65,7 +65,7 @@ class Training(Schema):
     @model_validator(mode="after")
     def _length(self) -> Self:
         if self.epochs is not None and self.steps is not None:
-            raise ValueError("give either epochs or steps, not both")
+            raise ValueError("give either epochs or steps and set the other to null")
         return self
 
     def total_steps(self, per_epoch: int) -> int:

@@ -1,0 +1,157 @@
+"""Suites: grids, shared teachers, failures that stay their own, interruptions, and the same results on Ray."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+from hansfree.errors import UserError
+from hansfree.runs import SuiteFolder, read_results
+from hansfree.suite import cells_of, curves, expanded, grids, read_suite, run_suite
+
+
+def small(**changes):
+    return {
+        "name": "small",
+        "seeds": [0, 1],
+        "reference": "erm",
+        "benchmark": {"name": "coloured-digits", "limit": 300, "valid": 60, "test": 60},
+        "model": {"name": "small-cnn", "widths": [4, 8], "norm": "scale"},
+        "teacher": {"train": {"benchmark.colouring": "random", "training.epochs": 1}},
+        "training": {"epochs": 1, "batch_size": 32, "optimiser": "adam"},
+        "variants": {
+            "erm": {"method": {"name": "erm"}},
+            "output": {"method": {"name": "output-distillation"}},
+        },
+        **changes,
+    }
+
+
+def without_time(value):
+    if isinstance(value, dict):
+        return {key: without_time(item) for key, item in value.items() if key != "time"}
+    return [without_time(item) for item in value] if isinstance(value, list) else value
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    return run_suite(read_suite(small()), tmp_path_factory.mktemp("suite") / "small", jobs=2)
+
+
+def test_every_cell_has_rows_and_the_teacher_is_trained_once(done):
+    results = read_results(done.results)
+    assert {(cell["variant"], cell["seed"], cell["status"]) for cell in results["cells"]} == {
+        (variant, seed, "done") for variant in ("erm", "output") for seed in (0, 1)
+    }
+    assert done.teacher.is_done()
+    teachers = [row for row in results["rows"] if row["model"] == "teacher" and row["metric"] == "acc"]
+    assert len({(row["split"], row["group"]) for row in teachers}) == len(teachers)
+    assert all(done.table(suffix).exists() for suffix in ("md", "csv", "tex"))
+    assert done.report.exists()
+
+
+def test_running_again_repeats_nothing(done):
+    before = {path: path.stat().st_mtime_ns for path in done.path.glob("runs/*/*/results.json")}
+    rows = read_results(done.results)["rows"]
+    again = run_suite(read_suite(small()), done.path, jobs=1)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert read_results(again.results)["rows"] == rows
+
+
+def test_another_suite_in_the_same_folder_is_refused(done):
+    with pytest.raises(UserError, match="another run"):
+        run_suite(read_suite(small(seeds=[5])), done.path)
+
+
+def test_one_cell_s_failure_leaves_the_others_alone(tmp_path):
+    broken = {"method": {"name": "erm"}, "training.lr": 1e38, "training.optimiser": "sgd", "training.clip": None}
+    suite = small(seeds=[0], variants={"broken": broken, "erm": {"method": {"name": "erm"}}})
+    folder = run_suite(read_suite(suite), tmp_path / "suite", jobs=1)
+    status = {cell["variant"]: cell for cell in read_results(folder.results)["cells"]}
+    assert status["broken"]["status"] == "failed"
+    assert "training.lr" in status["broken"]["error"]
+    assert status["erm"]["status"] == "done"
+
+
+def test_a_process_that_dies_takes_only_its_cell_along(tmp_path, monkeypatch):
+    (tmp_path / "dying.py").write_text(
+        "import os\nfrom hansfree.methods import ERM\n\n"
+        "class Dying(ERM):\n    def observe(self, batch, terms):\n        os._exit(9)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    variants = {"dies": {"method": {"name": "dying:Dying"}}, "erm": {"method": {"name": "erm"}}}
+    folder = run_suite(read_suite(small(seeds=[0], variants=variants)), tmp_path / "suite", jobs=1)
+    status = {cell["variant"]: cell for cell in read_results(folder.results)["cells"]}
+    assert status["dies"]["status"] == "failed"
+    assert "died" in status["dies"]["error"]
+    assert status["erm"]["status"] == "done"
+
+
+def test_grids_become_variants_and_are_chosen_on_validation_data_alone():
+    variants = {"erm": {"method": {"name": "erm"}, "grid": {"training.lr": [0.1, 0.2, 0.3]}}}
+    suite = read_suite(small(variants=variants, reference=None))
+    assert list(expanded(suite)) == ["erm lr=0.1", "erm lr=0.2", "erm lr=0.3"]
+    assert [cell.config.training.lr for cell in cells_of(suite, SuiteFolder("x"))] == [0.1, 0.2, 0.3] * 2
+
+    def row(variant, metric, value, split="valid"):
+        return {"variant": variant, "metric": metric, "value": value, "split": split, "group": None}
+
+    rows = [row("teacher", "acc", 0.9)]
+    for lr, loss, acc in ((0.1, 0.5, 0.79), (0.2, 0.7, 0.81), (0.3, 0.9, 0.95)):
+        rows += [row(f"erm lr={lr}", "loss", loss), row(f"erm lr={lr}", "acc", acc)]
+        rows += [row(f"erm lr={lr}", "acc", 1.0 if lr == 0.3 else 0.0, split="shift")]
+    (grid,) = grids(suite, rows)
+    assert [(s["admitted"], s["chosen"]) for s in grid["settings"]] == [(False, False), (True, True), (True, False)]
+    (curve,) = curves(suite)
+    assert curve["series"]["erm"] == [["erm lr=0.1", 0.1], ["erm lr=0.2", 0.2], ["erm lr=0.3", 0.3]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"referense": "erm"}, "did you mean 'reference'"),
+        ({"reference": "emr"}, "did you mean 'erm'"),
+        ({"variants": {"a": {"method": {"name": "erm"}, "grid": {"training.lr": 3}}}, "reference": None}, "grid"),
+        ({"variants": {"a": {"method": {"name": "erm"}, "training.lrr": 3}}, "reference": None}, "'lr'"),
+        ({"seeds": []}, "seeds"),
+    ],
+)
+def test_mistakes_show_before_anything_is_trained(tmp_path, changes, said):
+    with pytest.raises(UserError, match=said):
+        run_suite(read_suite(small(**changes)), tmp_path / "suite")
+    assert not list(tmp_path.glob("suite/runs/*"))
+
+
+def test_ctrl_c_ends_the_workers_and_the_same_command_goes_on(done, tmp_path):
+    config = tmp_path / "suite.yaml"
+    config.write_text(yaml.safe_dump(small()))
+    command = [sys.executable, "-m", "hansfree", "suite", str(config), "--jobs", "2", "--out", str(tmp_path / "out")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("out/runs/*/*/metrics.jsonl")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "the same command goes on" in err
+    assert "Traceback" not in err
+    resumed = subprocess.run(command, capture_output=True, text=True)
+    assert resumed.returncode == 0, resumed.stderr
+    ours = json.loads((tmp_path / "out" / "results.json").read_text())
+    theirs = json.loads(done.results.read_text())
+    assert without_time(ours["rows"]) == without_time(theirs["rows"])
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_ray_gives_the_same_rows(done, tmp_path):
+    pytest.importorskip("ray")
+    os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
+    folder = run_suite(read_suite(small()), tmp_path / "ray", jobs=2, on="ray")
+    assert read_results(folder.results)["rows"] == read_results(done.results)["rows"]
