@@ -114,7 +114,7 @@ def _relative(student: Map, teacher: Map, order: int) -> Float[Tensor, " b"]:
     return _norm(student - teacher, order) / (student_size * teacher_size).sqrt()
 
 
-def _norm(x: Float[Tensor, "b n"], order: int) -> Float[Tensor, " b"]:
+def _norm(x: Float[Tensor, "b n"], order: float) -> Float[Tensor, " b"]:
     return torch.linalg.vector_norm(x, ord=order, dim=1)  # pyright: ignore
 
 
@@ -134,8 +134,8 @@ def _comparable(student: Map, teacher: Map) -> tuple[Float[Tensor, "b n"], Float
     and products of very large or small relevances neither overflow nor vanish.
     """
     student, teacher = (map.flatten(1) for map in _meet(student, teacher))
-    peak = torch.maximum(student.detach().abs(), teacher.detach().abs()).amax(1, keepdim=True)
-    peak = peak.clamp_min(math.sqrt(torch.finfo(peak.dtype).tiny))
+    peak = torch.maximum(_norm(student.detach(), math.inf), _norm(teacher.detach(), math.inf))
+    peak = peak.clamp_min(math.sqrt(torch.finfo(peak.dtype).tiny))[:, None]
     return student / peak, teacher / peak
 
 
@@ -164,5 +164,5 @@ def _per_area(entry: Float[Tensor, " b"], map: Map, other: Map) -> Float[Tensor,
 
 
 def _level(map: Map, m: int, entry: Float[Tensor, " b"] | None) -> Map:
-    pooled = F.avg_pool2d(map.flatten(1, -3), 2**m)
+    pooled = F.avg_pool2d(map.flatten(1, -3), 2**m) if m else map
     return pooled if entry is None else torch.cat([pooled.flatten(1), entry[:, None] / 4**m], 1)

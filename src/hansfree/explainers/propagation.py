@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
 from hansfree.core import Target, held_affine
@@ -75,7 +76,8 @@ def propagate(
     differentiable = torch.is_grad_enabled()
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(input.device.type, enabled=False):
         x = _followed(input) if differentiable else _followed(input.detach())
-        call = _Call(statistics, epsilon.to(x) if isinstance(epsilon, Tensor) else epsilon)
+        epsilon = epsilon.to(x) if isinstance(epsilon, Tensor) else epsilon
+        call = _Call(statistics, epsilon, private=differentiable and not input.requires_grad)
         seen = x.clone()  # a network may change its input in place
         source = seen.grad_fn
         with _Rules(call):
@@ -170,6 +172,8 @@ class _Call:
 
     statistics: Statistics
     epsilon: float | Tensor | None
+    private: bool = False
+    """Whether a loss on the map may come, and will not ask for the input's gradient."""
     explaining: bool = False
 
     @property
@@ -193,20 +197,22 @@ class _Call:
 
 
 class _Attenuate(Function):
-    """g * a / (a + epsilon) for a >= 0 and epsilon > 0, with its derivatives in g and a in closed form."""
+    """g * r with r = a / (a + epsilon), for a >= 0 and epsilon > 0; its derivative in a is g * (1 - r)^2 / epsilon."""
 
     @staticmethod
     def forward(ctx: Any, g: Tensor, a: Tensor, epsilon: float | Tensor) -> Tensor:
-        ctx.save_for_backward(g, a)
+        r = a + epsilon
+        torch.div(a, r, out=r)  # in place, here and below: on a CPU, fresh memory costs more than the arithmetic
+        ctx.save_for_backward(g, r)
         ctx.epsilon = epsilon
-        return g * (a / (a + epsilon))
+        return g * r
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
-        (q,), (g, a) = grads, ctx.saved_tensors
-        inverse = (a + ctx.epsilon).reciprocal()
-        by_g = q * (a * inverse)
-        return by_g, (q * g) * (inverse.square() * ctx.epsilon), None
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:  # pyright: ignore
+        (q,), (g, r) = grads, ctx.saved_tensors
+        rest = 1 - r
+        return q * r, (q * g).mul_(rest).mul_(rest).div_(ctx.epsilon), None
 
 
 class _RuledReLU(Function):
@@ -252,6 +258,65 @@ class _RuledMaxPool2d(Function):
         # Which pixel won is a constant, for the same reason as the mask of a ReLU.
         unpooled = torch.ops.aten.max_pool2d_with_indices_backward(g, x.detach(), *ctx.geometry, indices)
         return unpooled, *rest
+
+
+class _RuledConv2d(Function):
+    """``F.conv2d`` that skips the weight gradient while explaining, and an input gradient that nobody asks for."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, call: _Call, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: "_Geometry", first: bool
+    ) -> Tensor:
+        ctx.call, ctx.geometry, ctx.first = call, geometry, first
+        ctx.save_for_backward(x, weight)
+        ctx.set_materialize_grads(False)
+        return F.conv2d(x, weight, bias, *geometry)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        (g,), (x, weight) = grads, ctx.saved_tensors
+        if g is None:
+            return (None,) * 6
+        if ctx.call.explaining:
+            return None, _ConvSignal.apply(g, x.detach(), weight, ctx.geometry), None, None, None, None
+        _, to_x, to_weight, to_bias, *_ = ctx.needs_input_grad
+        wanted = [to_x and not ctx.first, to_weight, to_bias]
+        by_x, by_weight, by_bias = _conv2d_backward(g, x, weight, ctx.geometry, wanted)
+        return None, by_x, by_weight, by_bias, None, None
+
+
+class _ConvSignal(Function):
+    """The input gradient of a convolution, linear in g and in the weight.
+
+    Autograd's own derivative of it computes the weight's share as a convolution with samples for channels; the
+    kernel that ordinary training uses takes half the time.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, g: Tensor, x: Tensor, weight: Tensor, geometry: "_Geometry") -> Tensor:
+        ctx.geometry = geometry
+        ctx.save_for_backward(g, weight)
+        return _conv2d_backward(g, x, weight, geometry, [True, False, False])[0]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (q,), (g, weight) = grads, ctx.saved_tensors
+        to_g, _, to_weight, _ = ctx.needs_input_grad
+        by_g = F.conv2d(q, weight, None, *ctx.geometry) if to_g else None
+        by_weight = _conv2d_backward(g, q, weight, ctx.geometry, [False, True, False])[1] if to_weight else None
+        return by_g, None, by_weight, None
+
+
+_Geometry = tuple[list[int], list[int], list[int], int]
+"""Stride, padding, dilation and groups of a convolution."""
+
+
+def _conv2d_backward(g: Tensor, x: Tensor, weight: Tensor, geometry: _Geometry, wanted: list[bool]) -> tuple[Any, ...]:
+    stride, padding, dilation, groups = geometry
+    biases = [weight.shape[0]]
+    return torch.ops.aten.convolution_backward(
+        g, x, weight, biases, stride, padding, dilation, False, [0, 0], groups, wanted
+    )
 
 
 class _HeldAffine(Function):
@@ -301,6 +366,22 @@ def _max_pool2d(
         return F.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
     pairs = (_pair(value) for value in (kernel_size, stride or kernel_size, padding, dilation))
     return _RuledMaxPool2d.apply(input, *pairs, ceil_mode)
+
+
+def _conv2d(
+    call: _Call,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Tensor:
+    if isinstance(padding, str) or input.ndim != 4 or not weight.is_leaf:
+        return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
+    geometry = (_pair(stride), _pair(padding), _pair(dilation), groups)
+    return _RuledConv2d.apply(call, input, weight, bias, geometry, call.private and _has_no_weights(input.grad_fn))
 
 
 def _pair(value: int | Iterable[int]) -> list[int]:
@@ -378,6 +459,7 @@ _RULES: dict[Any, Callable[..., Any]] = {
     Tensor.relu: _relu,
     torch.relu_: _relu_,
     Tensor.relu_: _relu_,
+    F.conv2d: _conv2d,
     F.max_pool2d: _max_pool2d,
     torch.max_pool2d: _max_pool2d,
     F.batch_norm: _batch_norm,
@@ -407,7 +489,9 @@ _AFFINE = re.compile(
     "|AvgPool2D|AdaptiveAvgPool2D|MkldnnAdaptiveAvgPool2D|UpsampleNearest2D|UpsampleBilinear2D|UpsampleBicubic2D"
     "|NativeDropout|FusedDropout|MaxPool2DWithIndices|AdaptiveMaxPool2D|_RuledReLU|_RuledMaxPool2d|_HeldAffine"
 )
-_PRODUCT = re.compile("Mul|Mm|Bmm|Mv|Dot|Addmm|Addbmm|Baddbmm|Addmv|Addcmul|Convolution|Linear|MkldnnLinear")
+_PRODUCT = re.compile(
+    "Mul|Mm|Bmm|Mv|Dot|Addmm|Addbmm|Baddbmm|Addmv|Addcmul|Convolution|_RuledConv2d|Linear|MkldnnLinear"
+)
 
 
 def _refuse_what_has_no_rule(output: Any, source: Any) -> None:
@@ -441,6 +525,12 @@ def _closure(root: Any, following: Callable[[Any], Iterable[Any]]) -> dict[Any, 
             reached[node] = None
             waiting.extend(following(node))
     return reached
+
+
+def _has_no_weights(node: Any) -> bool:
+    """Whether everything that ``node`` was computed from leads back to one leaf, the explained input."""
+    seen = _closure(node, _inputs)
+    return sum(not used.next_functions for used in seen) == 1
 
 
 def _inputs(node: Any) -> list[Any]:
