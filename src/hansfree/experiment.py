@@ -422,8 +422,8 @@ def flags(folder: RunFolder, final: Mapping[str, float], teacher_acc: float | No
         return []
     if final["loss"] < 0.7 * start["metrics"]["loss"] and final["acc"] < 0.5 * teacher_acc:
         return [
-            f"The distillation loss fell from {start['metrics']['loss']:.3g} to {final['loss']:.3g}, yet the student is "
-            f"right on {final['acc']:.0%} of the validation data where its teacher is on {teacher_acc:.0%}: "
+            f"The distillation loss fell from {start['metrics']['loss']:.3g} to {final['loss']:.3g}, yet the "
+            f"student is right on {final['acc']:.0%} of the validation data where its teacher is on {teacher_acc:.0%}: "
             "a low loss does not mean a working student here."
         ]
     return []

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.colors import ListedColormap
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
@@ -38,16 +39,14 @@ def explain_images(
     size = network.config.get("pretrained_cfg", {}).get("input_size")
     pixels = [read_image(path, network, size) for path in images]
     for path, input in zip(images, pixels):
-        maps: dict[str, np.ndarray] = {}
         with torch.no_grad():
-            for name, explainer in chosen.items():
-                logits, map = explainer(network, input, lambda y: y.argmax(1) if target is None else _same(y, target))
-                maps[name] = map[0].sum(0).cpu().numpy()
-        shown = int(logits.argmax(1)) if target is None else target
+            shown = int(network(input).argmax(1)) if target is None else target
+            wanted = torch.tensor([shown])
+            maps = {name: explainer(network, input, wanted).map[0].sum(0) for name, explainer in chosen.items()}
         names = network.config.get("label_names")
         title = f"Why {names[shown] if names else f'class {shown}'}?"
         picture = out / f"{path.stem}.png"
-        figure = draw(input[0].permute(1, 2, 0).numpy(), maps, title)
+        figure = draw(input[0].permute(1, 2, 0).numpy(), {name: map.numpy() for name, map in maps.items()}, title)
         with atomic_path(picture) as temporary:
             figure.savefig(temporary, dpi=150)
         yield picture
@@ -64,10 +63,10 @@ def draw(image: np.ndarray, maps: Mapping[str, np.ndarray], title: str) -> Figur
     axes[0].imshow(image, cmap="gray", vmin=0, vmax=1)
     axes[0].set_title("image")
     for place, (name, map) in zip(axes[1:], shown.items()):
-        drawn = place.imshow(np.zeros((1, 1)) if map is None else map, cmap=colours, vmin=-limit, vmax=limit)
+        place.imshow(np.zeros((1, 1)) if map is None else map, cmap=colours, vmin=-limit, vmax=limit)
         place.set_title(name if map is not None else f"{name} (not finite)")
-    if maps:
-        figure.colorbar(drawn, ax=axes[1:], label="relevance / its mean size", shrink=0.8)
+    scale = ScalarMappable(Normalize(-limit, limit), colours)
+    figure.colorbar(scale, ax=axes[1:], label="relevance / its mean size", shrink=0.8)
     for place in axes:
         place.set_axis_off()
     return figure
@@ -75,10 +74,6 @@ def draw(image: np.ndarray, maps: Mapping[str, np.ndarray], title: str) -> Figur
 
 def _settings(name: str) -> dict[str, Any]:
     return {"name": name, **({"epsilon": 0.01} if name == "lrp" else {})}
-
-
-def _same(logits: Tensor, target: int) -> Tensor:
-    return torch.full((len(logits),), target)
 
 
 def read_image(path: Path, model: Classifier, size: Sequence[int] | None) -> Tensor:

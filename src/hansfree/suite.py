@@ -4,6 +4,7 @@ A cell that fails does not stop the others; a suite that was interrupted goes on
 is done. Cells run in local processes or as tasks of a Ray cluster.
 """
 
+import logging
 import os
 import signal
 import threading
@@ -11,7 +12,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import connection, get_context
 from pathlib import Path
 from typing import Any, Literal
@@ -54,6 +55,8 @@ class Cell:
     seed: int
     config: RunConfig
     folder: RunFolder
+    teacher: RunConfig | None = None
+    """The run that trains its teacher first, where the config says so."""
 
     @property
     def label(self) -> str:
@@ -116,8 +119,19 @@ def cells_of(suite: SuiteConfig, folder: SuiteFolder) -> list[Cell]:
         for variant, changes in expanded(suite).items():
             section = merge(suite.base, changes) | {"name": suite.name, "variant": variant, "seed": seed}
             config = parse(RunConfig, section, f"variant {variant!r}")
-            cells.append(Cell(variant, seed, config, folder.run(variant, seed)))
+            cells.append(Cell(variant, seed, config, folder.run(variant, seed), _recipe(suite, changes, seed)))
     return cells
+
+
+def _recipe(suite: SuiteConfig, changes: Section, seed: int) -> RunConfig | None:
+    """The teacher's run: of a variant's settings only those under ``teacher`` change it, so that students that
+    differ in a learning rate, say, still share one teacher."""
+    own = {key: value for key, value in changes.items() if key.partition(".")[0] == "teacher"}
+    section = merge(suite.base, own) | {"method": {"name": "erm"}, "seed": seed}
+    config = parse(RunConfig, section, "the suite")
+    if config.teacher is None or config.teacher.train is None:
+        return None
+    return teacher_config(config).model_copy(update={"name": "teacher"})
 
 
 def run_suite(
@@ -149,15 +163,14 @@ def train_teachers(cells: list[Cell], folder: SuiteFolder, *, device: str | None
     trained = []
     for cell in cells:
         source = cell.config.teacher
-        if source is None or source.train is None:
+        if source is None or cell.teacher is None:
             trained.append(cell)
             continue
-        recipe = teacher_config(cell.config).model_copy(update={"name": "teacher"})
-        key = recipe.model_dump_json()
+        key = cell.teacher.model_dump_json()
         if key not in places:
             places[key] = _teacher_place(cell, source, folder, places.values())
             run(
-                recipe,
+                cell.teacher,
                 places[key],
                 resume=True,
                 device=device,
@@ -165,7 +178,7 @@ def train_teachers(cells: list[Cell], folder: SuiteFolder, *, device: str | None
                 on_step=lambda what, step, steps: watch("teacher", 0, len(cells), {what: (step, steps)}),
             )
         teacher = source.model_copy(update={"train": None, "path": str(RunFolder(places[key]).exported)})
-        trained.append(Cell(cell.variant, cell.seed, cell.config.model_copy(update={"teacher": teacher}), cell.folder))
+        trained.append(replace(cell, config=cell.config.model_copy(update={"teacher": teacher})))
     return trained
 
 
@@ -215,7 +228,7 @@ def run_locally(cells: list[Cell], jobs: int, device: str | None, watch: Watch) 
             busy = [worker for worker in workers if worker.cell]
             connection.wait([worker.pipe for worker in busy], timeout=0.5)
             for worker in busy:
-                if outcome := worker.finished():
+                if worker.cell and (outcome := worker.finished()):
                     outcomes[worker.cell.label] = outcome
                     worker.cell = None
             running = {w.cell.label: w.cell.folder.progress() for w in workers if w.cell}
@@ -300,12 +313,13 @@ def run_on_ray(cells: list[Cell], jobs: int, device: str | None, watch: Watch) -
     """
     try:
         import ray
+        from ray.exceptions import RayError
     except ImportError as error:
         raise UserError("--on ray needs an extra: pip install 'hansfree[ray]'.") from error
     outcomes: dict[str, Outcome] = {cell.label: ("done", None) for cell in cells if cell.folder.is_done()}
     if not ray.is_initialized():
         local = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": jobs, "include_dashboard": False}
-        ray.init(log_to_driver=False, logging_level="ERROR", **local)
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, **local)
     try:
         task = ray.remote(num_cpus=1, num_gpus=1 if torch.cuda.is_available() else 0)(run_cell)
         tasks = {
@@ -319,7 +333,7 @@ def run_on_ray(cells: list[Cell], jobs: int, device: str | None, watch: Watch) -
                 cell = tasks.pop(reference)
                 try:
                     outcomes[cell.label] = ray.get(reference)
-                except ray.exceptions.RayError as error:
+                except RayError as error:
                     outcomes[cell.label] = ("failed", f"Its Ray task died ({error}).")
             running = {c.label: c.folder.progress() for c in tasks.values()}
             watch("cells", len(outcomes), len(cells), running)
@@ -413,7 +427,7 @@ def grids(suite: SuiteConfig, rows: list[dict[str, Any]]) -> Iterator[dict[str, 
         settings = []
         for value in values:
             cell = grid_name(name, key, value)
-            loss, acc = _mean(rows, cell, "loss"), _mean(rows, cell, "acc")
+            loss, acc = _mean(rows, cell, "loss", len(suite.seeds)), _mean(rows, cell, "acc", len(suite.seeds))
             admitted = acc is not None and (teacher is None or acc >= teacher - suite.within)
             settings.append(
                 {"variant": cell, "value": value, "valid_loss": loss, "valid_acc": acc, "admitted": admitted}
@@ -422,8 +436,9 @@ def grids(suite: SuiteConfig, rows: list[dict[str, Any]]) -> Iterator[dict[str, 
         yield {
             "method": variant.get("title", name),
             "key": key,
-            "rule": "the lowest validation loss of the method's own among settings whose validation accuracy is at most "
-            f"{100 * suite.within:g} points below the teacher's, means over seeds; nothing else was looked at",
+            "rule": "the lowest validation loss of the method's own among settings that finished for every seed and "
+            f"whose validation accuracy is at most {100 * suite.within:g} points below the teacher's, means over "
+            "seeds; nothing else was looked at",
             "settings": [{**s, "chosen": s["admitted"] and s["valid_loss"] == best} for s in settings],
         }
 
@@ -445,7 +460,7 @@ def curves(suite: SuiteConfig) -> Iterator[dict[str, Any]]:
 _WORDS = {"training.lr": "learning rate", "training.epochs": "epochs", "training.steps": "steps"}
 
 
-def _mean(rows: list[dict[str, Any]], variant: str, metric: str) -> float | None:
+def _mean(rows: list[dict[str, Any]], variant: str, metric: str, at_least: int = 1) -> float | None:
     wanted = {"variant": variant, "metric": metric, "split": "valid", "group": None}
     values = [row["value"] for row in rows if all(row[key] == value for key, value in wanted.items())]
-    return sum(values) / len(values) if values else None
+    return sum(values) / len(values) if len(values) >= at_least else None

@@ -68,7 +68,7 @@ def test_export_writes_a_model_that_loads(finished, hansfree, tmp_path):
 def test_explain_draws_a_picture_per_image(finished, hansfree, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 255, (28, 28, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "digit.png")
-    code, out, err = hansfree(
+    code, _, err = hansfree(
         "explain",
         finished / "exported",
         tmp_path / "digit.png",

@@ -59,7 +59,7 @@ class ExplanationDistillation(Method):
             raise unknown("distance", distance, DISTANCES)
         self.explainer = explainer
         self.distance = DISTANCES[distance]
-        self.levels = levels
+        self.levels: Literal["code", "paper"] | int = levels
         self.rule = TopOrOther(top_probability)
         self.match_absorbed = match_absorbed
         prepare_student(self.student, self.teacher.model, last_layer=last_layer, start=start)

@@ -19,7 +19,7 @@ from hansfree.models.zoo import Stem, published_normalisation, timm_network, tor
 from hansfree.runs import atomic_path
 
 MODELS: dict[str, Callable[..., nn.Module]] = {"small-cnn": SmallCNN, "small-resnet": SmallResNet}
-"""Our own small networks; beside them go torchvision/NAME, timm/NAME, an exported folder, and package.module:factory."""
+"""Our own small networks; beside them go torchvision/NAME, timm/NAME, exported folders and package.module:factory."""
 
 
 def load_model(
