@@ -13,7 +13,6 @@ from hansfree.core import TEST_SPLITS, Batch, Benchmark, Explainer, Method, Pred
 from hansfree.errors import UserError
 from hansfree.methods.class_choice import Top
 from hansfree.metrics import METRICS, accuracy, worst_group_accuracy
-from hansfree.training import mean_terms
 
 Rule = Literal["last", "iid_val", "iid_val_loss", "worst_group_val", "oracle"]
 Device = torch.device | str
@@ -24,6 +23,19 @@ def logits_on(answer: Callable[[Batch], Tensor], split: Split, batch_size: int, 
     """Logits [n, classes] that ``answer`` gives for the batches of ``split``, in order, on the CPU."""
     parts = torch.arange(len(split)).split(batch_size)
     return torch.cat([answer(split.batch(index).to(device)).float().cpu() for index in parts])
+
+
+@torch.no_grad()
+def mean_terms(method: Method, split: Split, batch_size: int, device: Device) -> dict[str, float]:
+    """The method's own loss terms on ``split``, averaged over samples, with fixed draws and eval mode."""
+    was_training = method.training
+    method.eval()
+    sums: dict[str, float] = {}
+    for index in torch.arange(len(split)).split(batch_size):
+        for name, term in method.loss(split.batch(index).to(device)).items():
+            sums[name] = sums.get(name, 0.0) + term.item() * len(index)
+    method.train(was_training)
+    return {name: total / len(split) for name, total in sums.items()}
 
 
 def predictions_of(method: Method, split: Split, batch_size: int, device: Device) -> Predictions:

@@ -237,19 +237,6 @@ def make_schedule(
     return lr_scheduler.LambdaLR(optimiser, factor)
 
 
-@torch.no_grad()
-def mean_terms(method: Method, split: Split, batch_size: int, device: torch.device | str) -> dict[str, float]:
-    """The method's own loss terms on ``split``, averaged over samples, with fixed draws and eval mode."""
-    was_training = method.training
-    method.eval()
-    sums: dict[str, float] = {}
-    for index in torch.arange(len(split)).split(batch_size):
-        for name, term in method.loss(split.batch(index).to(device)).items():
-            sums[name] = sums.get(name, 0.0) + term.item() * len(index)
-    method.train(was_training)
-    return {name: total / len(split) for name, total in sums.items()}
-
-
 # The order of samples and random state ------------------------------------------------------------------------
 
 
