@@ -89,7 +89,7 @@ def suite_command(
     from hansfree.config import apply_overrides
     from hansfree.report import tables
     from hansfree.runs import SuiteFolder, read_results, read_yaml
-    from hansfree.suite import cells_of, read_suite, run_suite
+    from hansfree.suite import cells_of, check_variants, read_suite, run_suite
 
     section = apply_overrides(read_yaml(config), _with_precision(settings, precision))
     if "variants" not in section:
@@ -97,7 +97,9 @@ def suite_command(
     suite = read_suite(section)
     folder = out_folder or Path("runs") / suite.name
     if dry_run:
-        for cell in cells_of(suite, SuiteFolder(folder)):
+        cells = cells_of(suite, SuiteFolder(folder))
+        check_variants(cells)
+        for cell in cells:
             out.print(f"{cell.label}: {cell.config.method['name']}", highlight=False)
         out.print(f"{len(suite.seeds)} seeds; nothing was trained. Results would go to {folder}.", soft_wrap=True)
         return

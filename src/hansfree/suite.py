@@ -22,7 +22,7 @@ from pydantic import Field
 
 from hansfree.config import Schema, Section, merge, parse
 from hansfree.errors import RunError, UserError, nearest
-from hansfree.experiment import RunConfig, TeacherConfig, run, teacher_config
+from hansfree.experiment import RunConfig, TeacherConfig, check, run, teacher_config
 from hansfree.methods import METHODS
 from hansfree.report import build_report, tables
 from hansfree.runs import RunFolder, SuiteFolder, read_results, write_json, write_text
@@ -147,14 +147,26 @@ def run_suite(
 
     Raises ``UserError`` for mistakes in any variant, before anything is trained.
     """
+    cells = cells_of(suite, SuiteFolder(out))
+    check_variants(cells)
     folder = SuiteFolder.create(out, suite.model_dump(), resume=True)
-    cells = cells_of(suite, folder)
     cells = train_teachers(cells, folder, device=device, watch=watch)
     jobs = jobs or default_jobs(len(cells))
     outcomes = {"local": run_locally, "ray": run_on_ray}[on](cells, jobs, device, watch)
     gather(suite, cells, outcomes, folder)
     build_report(folder.path)
     return folder
+
+
+def check_variants(cells: list[Cell]) -> None:
+    """Build everything that each variant names, once. Raises ``UserError`` that names the variant."""
+    for variant, cell in {cell.variant: cell for cell in cells}.items():
+        try:
+            check(cell.config)
+            if cell.teacher is not None:
+                check(cell.teacher)
+        except UserError as error:
+            raise UserError(f"Variant {variant!r}: {error}") from error
 
 
 def train_teachers(cells: list[Cell], folder: SuiteFolder, *, device: str | None, watch: Watch) -> list[Cell]:
