@@ -3,7 +3,6 @@
 The same folder gives the same page to the byte, but for what stands in elements marked ``data-time``.
 """
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -144,6 +143,19 @@ class Page:
         return self.suite.get("description") or ""
 
     @property
+    def story(self) -> str:
+        """What was asked of the students, in a sentence or three."""
+        shortcut = "a shortcut, the colour," if self._meanings is COLOUR_MEANING else "a shortcut"
+        share = _aligned_share(self.data)
+        often = "" if share in (None, 1) else f" in {100 * share:.4g} % of the cases"
+        who, they = ("The students learn", "They are") if self.is_suite else ("The student learns", "It is")
+        return (
+            f"{who} from images in which {shortcut} gives the class away{often}. {they} then tested where it still "
+            "does, where it takes values never seen, and where it misleads. "
+            "A model that is right for the right reasons does equally well in all three."
+        )
+
+    @property
     def facts(self) -> list[tuple[str, str]]:
         """What was run: (what, in words)."""
         return list(_facts(self.config, self.data, self.cells, self.seeds))
@@ -158,9 +170,13 @@ class Page:
             for split in measured
         ]
 
-    def _meaning(self, split: str) -> str:
+    @property
+    def _meanings(self) -> Mapping[str, str]:
         named = (self.config.get("benchmark") or {}).get("name") or self.data.get("name")
-        return (COLOUR_MEANING if named == "coloured-digits" else SPLIT_MEANING).get(split, "")
+        return COLOUR_MEANING if named == "coloured-digits" else SPLIT_MEANING
+
+    def _meaning(self, split: str) -> str:
+        return self._meanings.get(split, "")
 
     # Results
 
@@ -312,9 +328,14 @@ class Page:
         return {variant: kept for variant, kept in self.heatmaps.items() if variant not in self._mismatched}
 
     @property
-    def map_seed(self) -> int | None:
-        """The seed whose models the heatmaps show."""
-        return self.seeds[0] if self.seeds else None
+    def has_long_names(self) -> bool:
+        """Whether class names need more room than a phone has for a whole row."""
+        return any(len(str(name)) > 4 for kept in self._comparable.values() for name in kept["classes"])
+
+    @property
+    def explainers(self) -> list[str]:
+        """What drew the maps."""
+        return list(dict.fromkeys(str(kept["explainer"]) for kept in self._comparable.values()))
 
     def map_grids(self, variants: Sequence[str]) -> list[MapGrid]:
         """For each split the images, the teacher's maps and those of ``variants``."""
@@ -330,12 +351,13 @@ class Page:
         for variant, arrays in kept.items():
             by_explainer.setdefault(str(arrays["explainer"]), []).append(variant)
         for explainer, variants in by_explainer.items():
+            detail = explainer if len(self.explainers) > 1 else ""
             taught = next((kept[v] for v in variants if f"teacher_map_{split}" in kept[v]), None)
             if taught is not None:
-                yield Strip("Teacher", explainer, _maps(taught, split, "teacher_", "Teacher", self.limit))
+                yield Strip("Teacher", detail, _maps(taught, split, "teacher_", "Teacher", self.limit))
             for variant in variants:
                 name = self.titles[variant]
-                yield Strip(name, explainer, _maps(kept[variant], split, "", name, self.limit))
+                yield Strip(name, detail, _maps(kept[variant], split, "", name, self.limit))
 
     # How to do it again
 
@@ -347,7 +369,7 @@ class Page:
     @property
     def config_text(self) -> str:
         """The settings as a config file that the command takes."""
-        return yaml.safe_dump(_without_empty(self.config), sort_keys=False, allow_unicode=True, width=100)
+        return _yaml(_without_empty(self.config))
 
     @property
     def environment(self) -> list[tuple[str, str, bool]]:
@@ -358,8 +380,8 @@ class Page:
 
     @property
     def data_text(self) -> str:
-        """The benchmark's record as JSON; empty where it is too long to read."""
-        text = json.dumps(self.data, indent=2, ensure_ascii=False) if self.data else ""
+        """The benchmark's record as YAML; empty where it is too long to read."""
+        text = _yaml(self.data) if self.data else ""
         return text if len(text) <= 20_000 else ""
 
     @property
@@ -386,8 +408,6 @@ def _facts(config: Section, data: Section, cells: Sequence[Section], seeds: Sequ
         yield "Run", f"{cells[0].get('method')}, seed {spelt}"
     if config.get("benchmark"):
         yield "Data", _section_text(config["benchmark"]) + _sizes(data)
-    if shortcut := _shortcut(data):
-        yield "Shortcut", shortcut
     teacher = config.get("teacher")
     if teacher:
         yield "Teacher", _teacher_text(teacher, config)
@@ -437,12 +457,13 @@ def _sizes(data: Section) -> str:
     return f": {', '.join(sizes)}" if sizes else ""
 
 
-def _shortcut(data: Section) -> str:
-    train = (data.get("splits") or {}).get("train") or {}
+def _aligned_share(data: Section) -> float | None:
+    """The share of training images in which the shortcut points to the class; None where it is not recorded."""
+    splits = data.get("splits")
+    train = splits.get("train") if isinstance(splits, Mapping) else None
     if not isinstance(train, Mapping) or "aligned" not in train or not train.get("size"):
-        return ""
-    share = train["aligned"] / train["size"]
-    return f"gives the class away in {100 * share:.4g} % of the training images"
+        return None
+    return train["aligned"] / train["size"]
 
 
 def _teacher_text(teacher: Any, config: Section) -> str:
@@ -466,6 +487,10 @@ def _training_text(training: Section) -> str:
     return ", ".join(str(part) for part in (*length, *named, *rest) if part)
 
 
+def _yaml(value: Any) -> str:
+    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=90, default_flow_style=None)
+
+
 def _without_empty(config: Any) -> Any:
     if isinstance(config, Mapping):
         return {key: _without_empty(value) for key, value in config.items() if value is not None}
@@ -478,21 +503,33 @@ def _key_figure(found: tables.Estimate, text: str) -> KeyFigure:
 
 
 def _failures(cells: Sequence[Section], titles: Mapping[str, str]) -> Iterator[Notice]:
+    said: dict[str, list[tuple[int, str]]] = {}
     for cell in cells:
         if cell.get("status") != "done":
-            lines = (cell.get("error") or "no reason was recorded").strip().splitlines()
-            text = f"{cell.get('status')}: {lines[-1]}"
-            yield Notice(_cell_name(cell, titles), text, "\n".join(lines) if len(lines) > 1 else "")
+            reason = (cell.get("error") or "no reason was recorded").strip()
+            said.setdefault(cell["variant"], []).append((cell["seed"], f"{cell.get('status')}: {reason}"))
+    return _grouped(said, titles)
 
 
 def _flags(cells: Sequence[Section], titles: Mapping[str, str]) -> Iterator[Notice]:
+    said: dict[str, list[tuple[int, str]]] = {}
     for cell in cells:
         for text in cell.get("warnings") or []:
-            yield Notice(_cell_name(cell, titles), text)
+            said.setdefault(cell["variant"], []).append((cell["seed"], text))
+    return _grouped(said, titles)
 
 
-def _cell_name(cell: Section, titles: Mapping[str, str]) -> str:
-    return f"{titles[cell['variant']]}, seed {cell['seed']}"
+def _grouped(said: Mapping[str, list[tuple[int, str]]], titles: Mapping[str, str]) -> Iterator[Notice]:
+    """One notice a variant, in full where its seeds say different things."""
+    for variant, texts in said.items():
+        seeds = list(dict.fromkeys(seed for seed, _ in texts))
+        about = f"{titles[variant]}, {'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}"
+        first, *_ = lines = texts[0][1].splitlines()
+        # A traceback names the error in its last line.
+        summary = f"{first} … {lines[-1]}" if len(lines) > 1 else first
+        same = len({text for _, text in texts}) == 1
+        detail = "" if same and len(lines) == 1 else "\n".join(f"seed {seed}: {text}" for seed, text in texts)
+        yield Notice(about, summary, detail)
 
 
 def _files(place: RunFolder | SuiteFolder, cells: Sequence[Section]) -> Iterator[tuple[str, str]]:

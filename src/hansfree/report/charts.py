@@ -22,8 +22,8 @@ from hansfree.report.tables import Estimate
 Points = Sequence[tuple[float, float]]
 
 MARKERS = {
-    "circle": "M-5 0a5 5 0 1 0 10 0a5 5 0 1 0 -10 0Z",
-    "diamond": "M0 -6.5L6.5 0L0 6.5L-6.5 0Z",
+    "circle": "M-6 0a6 6 0 1 0 12 0a6 6 0 1 0 -12 0Z",
+    "diamond": "M0 -5.5L5.5 0L0 5.5L-5.5 0Z",
     "square": "M-4.5 -4.5H4.5V4.5H-4.5Z",
     "triangle": "M0 -6L5.5 4.5H-5.5Z",
     "wedge": "M0 6L5.5 -4.5H-5.5Z",
@@ -103,7 +103,7 @@ def axis(values: Iterable[float], *, log: bool | None = None) -> Axis:
 
 def _step(span: float) -> float:
     power = 10 ** math.floor(math.log10(span / 4))
-    return next(step for step in (power, 2 * power, 5 * power, 10 * power) if span / step <= 4 + 1e-9)
+    return next(step * power for step in (1, 2, 2.5, 5, 10) if span / (step * power) <= 4 + 1e-9)
 
 
 def _log_ticks(low: float, high: float) -> tuple[float, ...]:
@@ -119,7 +119,14 @@ def _log_ticks(low: float, high: float) -> tuple[float, ...]:
 
 
 def _tick_text(value: float, factor: float = 1.0) -> str:
-    return f"{factor * value:g}".replace("-", "−")
+    value *= factor
+    power = math.log10(value) if value > 0 else 0.0
+    if abs(power) >= 4 and power == round(power):
+        return "10" + str(round(power)).translate(_SUPERSCRIPT)
+    return f"{value:g}".replace("-", "−")
+
+
+_SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 # The gap ------------------------------------------------------------------------------------------------------
@@ -152,7 +159,7 @@ def gap_chart(lines: Sequence[GapLine]) -> Markup:
         for line in lines
     ]
     labels = [tag("text", f"{x} %", x=f"{x}%", y="14", text_anchor="middle") for x in range(0, 101, 25)]
-    scale = tag("div", tag("svg", *labels, class_="gap-track", height="20", aria_hidden="true"), class_="gap-row axis")
+    scale = tag("div", tag("svg", *labels, class_="gap-track", aria_hidden="true"), class_="gap-row axis")
     return tag("div", *rows, scale, class_="gap")
 
 
@@ -171,7 +178,7 @@ def _gap_track(line: GapLine) -> Markup:
         marks += [tag("circle", cx=_percent(100 * x), cy="82%", r="2.5", class_=f"seed {split}") for x in seeds]
         marks.append(marker(shape, 100 * end.mean, 40, class_=split))
     told = f"{line.name}: iid {_told(line.iid)}, shift {_told(line.shift)}"
-    return tag("svg", *grid, bridge, *marks, class_="gap-track", height="44", role="img", aria_label=told)
+    return tag("svg", *grid, bridge, *marks, class_="gap-track", role="img", aria_label=told)
 
 
 def _told(end: Estimate) -> str:

@@ -14,7 +14,8 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import rich.markup
+from rich import box
+from rich.markup import escape
 from rich.table import Table as RichTable
 from scipy.special import stdtr, stdtrit
 
@@ -141,11 +142,13 @@ _THING = ("benchmark", "model", "split", "tier", "group", "metric", "measured_wi
 
 @dataclass(frozen=True)
 class Column:
-    """A column: its key in CSV, its heading, and what its numbers are called in CSV (none: text)."""
+    """A column: its key in CSV, its heading, what its numbers are called in CSV (none: text), its heading
+    on a terminal (empty: not shown there)."""
 
     key: str
     title: str
     parts: tuple[str, ...] = ()
+    short: str = ""
 
 
 @dataclass(frozen=True)
@@ -186,7 +189,7 @@ def method_table(results: Mapping[str, Any], variants: Iterable[str] | None = No
     shown = list(titles) if variants is None else [variant for variant in titles if variant in set(variants)]
     seconds = {variant: _training_seconds(cells, variant) for variant in titles}
     yardstick = next((cell["variant"] for cell in cells if cell.get("method") == "erm"), None)
-    lines = [_teacher_line(found)] if found.has_teacher else []
+    lines = [_teacher_line(found, 3 if reference else 2)] if found.has_teacher else []
     for variant in shown:
         own = [cell for cell in cells if cell["variant"] == variant]
         measured = [_score_cell(found.student(variant, split), own, len(seeds)) for split in SPLITS]
@@ -199,10 +202,11 @@ def method_table(results: Mapping[str, Any], variants: Iterable[str] | None = No
             Cell(selection(own[0].get("selection"))),
         )
         steps = _steps_cell(own)
-        lines.append(Line(variant, (*words, *measured, gap, difference, steps, time)))
+        against = (difference,) if reference else ()
+        lines.append(Line(variant, (*words, *measured, gap, *against, steps, time)))
     one_teacher = found.has_teacher and found.teachers == 1
     notes = _notes(len(seeds), titles.get(reference or ""), titles.get(yardstick or ""), one_teacher)
-    return Table("Accuracy by method", _columns(titles.get(reference or "")), tuple(lines), notes)
+    return Table("Accuracy by method", _columns(titles.get(reference or "", reference)), tuple(lines), notes)
 
 
 class Findings:
@@ -283,26 +287,26 @@ def percent(estimate: Estimate | None, *, signed: bool = False) -> str:
 
 def _columns(reference: str | None) -> tuple[Column, ...]:
     score = ("percent", "half_width", "seeds")
-    against = f"Shift against {reference} (points)" if reference else "Shift against the reference (points)"
+    against = Column("difference", f"Shift against {reference} (points)", (*score, "p"), "Δ shift")
     return (
-        Column("method", "Method"),
-        Column("supervision", "Supervision"),
-        Column("selection", "Chosen by"),
-        *(Column(split, f"{split} (%)", score) for split in SPLITS),
-        Column("gap", "Gap iid to shift (points)", score),
-        Column("difference", against, (*score, "p")),
+        Column("method", "Method", short="method"),
+        Column("supervision", "Supervision", short="supervision"),
+        Column("selection", "Chosen by", short="chosen by"),
+        *(Column(split, f"{split} (%)", score, f"{split} %") for split in SPLITS),
+        Column("gap", "Gap iid to shift (points)", score, "gap"),
+        *([against] if reference else []),
         Column("steps", "Steps", ("count",)),
-        Column("time", "Training time", ("seconds", "relative")),
+        Column("time", "Training time", ("seconds", "relative"), "time"),
     )
 
 
-def _teacher_line(found: Findings) -> Line:
+def _teacher_line(found: Findings, empty: int) -> Line:
     def score(split: str | None) -> Cell:
         value = found.teacher(split)
         return Cell("not measured") if value is None else _numbers(value)
 
     words = (Cell("Teacher"), Cell("–"), Cell("–"))
-    return Line("teacher", (*words, *map(score, (*SPLITS, None)), Cell("–"), Cell("–"), Cell("–")), is_teacher=True)
+    return Line("teacher", (*words, *map(score, (*SPLITS, None)), *[Cell("–")] * empty), is_teacher=True)
 
 
 def _score_cell(found: Summary | None, cells: Sequence[Mapping[str, Any]], seeds: int) -> Cell:
@@ -422,13 +426,29 @@ def to_latex(table: Table) -> str:
 
 
 def to_rich(table: Table) -> RichTable:
-    """The table for a terminal."""
-    shown = RichTable(title=table.title, caption=" ".join(table.notes), caption_justify="left")
-    for column in table.columns:
-        shown.add_column(rich.markup.escape(column.title), justify="right" if column.parts else "left")
+    """The table for a terminal of 80 columns: two lines a method, the interval below its mean."""
+    notes = "\n".join(table.notes)
+    shown = RichTable(title=table.title, box=box.SIMPLE_HEAD, caption=notes, caption_justify="left", pad_edge=False)
+    shown.padding, shown.collapse_padding = (0, 1), True
+    numeric = [(number, column) for number, column in enumerate(table.columns) if column.parts and column.short]
+    words = [number for number, column in enumerate(table.columns) if not column.parts]
+    shown.add_column(", ".join(table.columns[number].short for number in words), min_width=20)
+    for _, column in numeric:
+        shown.add_column(escape(column.short), justify="right", no_wrap=True)
     for line in table.lines:
-        shown.add_row(*(rich.markup.escape(full_text(cell)) for cell in line.cells))
+        name, *details = (line.cells[number].text for number in words)
+        below = ", ".join(detail for detail in details if detail != "–")
+        first = escape(name) + (f"\n[dim]{escape(below)}[/]" if below else "")
+        shown.add_row(first, *(_two_lines(line.cells[number]) for number, _ in numeric))
     return shown
+
+
+def _two_lines(cell: Cell) -> str:
+    mean, _, half = cell.text.partition(" ± ")
+    below = f"±{half}" if half else cell.remark
+    if not cell.numbers:
+        mean, _, below = mean.partition(" ")
+    return escape(mean) + (f"\n[dim]{escape(below)}[/]" if below else "")
 
 
 def full_text(cell: Cell) -> str:

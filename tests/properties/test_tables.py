@@ -1,0 +1,247 @@
+import csv
+import io
+import math
+import statistics
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+from scipy import stats
+
+from hansfree.report.tables import (
+    Cell,
+    Column,
+    Line,
+    Table,
+    compare,
+    estimate,
+    method_table,
+    percent,
+    seeds_of,
+    summarise,
+    supervision,
+    to_csv,
+    to_latex,
+    to_markdown,
+    to_rich,
+)
+
+numbers = st.lists(st.floats(0, 1).map(lambda x: round(x, 4)), min_size=2, max_size=8)
+
+
+def row(variant: str, seed: int | None, value: float | None, **changes: Any) -> dict[str, Any]:
+    place = {"benchmark": "b", "model": "student", "split": "shift", "tier": None, "group": None}
+    return {
+        "variant": variant,
+        "seed": seed,
+        "value": value,
+        **place,
+        "metric": "acc",
+        "measured_with": None,
+        **changes,
+    }
+
+
+def cell(variant: str, seed: int, **changes: Any) -> dict[str, Any]:
+    told = {"variant": variant, "title": None, "seed": seed, "status": "done", "method": variant, "needs": []}
+    return {**told, "selection": "last", "steps": 1308, "time": {"train_seconds": 10.0}, **changes}
+
+
+# Statistics
+
+
+@given(numbers)
+def test_the_interval_is_student_s(values: list[float]):
+    found = estimate(values)
+    assert found is not None and found.half is not None and found.sd is not None
+    assert found.mean == pytest.approx(statistics.fmean(values))
+    if found.sd > 1e-9:
+        low, high = stats.t.interval(0.95, len(values) - 1, loc=found.mean, scale=stats.sem(values))
+        assert (found.mean - found.half, found.mean + found.half) == pytest.approx((low, high))
+
+
+def test_three_seeds_by_hand():
+    found = estimate([0.8, 0.9, 1.0])
+    assert found is not None
+    assert (found.n, found.mean, found.sd) == pytest.approx((3, 0.9, 0.1))
+    assert found.half == pytest.approx(4.30265273 * 0.1 / math.sqrt(3))
+
+
+def test_no_interval_from_one_number_and_nothing_from_none():
+    found = estimate([0.5])
+    assert found is not None and (found.n, found.sd, found.half) == (1, None, None)
+    assert estimate([]) is None
+
+
+@given(st.data(), numbers)
+def test_the_comparison_is_the_paired_t_test(data: st.DataObject, values: list[float]):
+    shifts = data.draw(st.lists(st.floats(-1, 1), min_size=len(values), max_size=len(values)))
+    mine = dict(enumerate(values))
+    other = {seed: value + shift for (seed, value), shift in zip(mine.items(), shifts)}
+    found = compare(mine, other, "erm")
+    assert found is not None
+    differences = [mine[seed] - other[seed] for seed in mine]
+    assert found.difference.mean == pytest.approx(statistics.fmean(differences), abs=1e-12)
+    if found.p is None:
+        assert statistics.stdev(differences) < 1e-10
+    elif statistics.stdev(differences) > 1e-6:
+        expected = stats.ttest_rel(list(mine.values()), list(other.values()))
+        assert found.p == pytest.approx(float(expected.pvalue), abs=1e-9)
+
+
+def test_only_common_seeds_are_compared():
+    found = compare({0: 0.5, 1: 0.7, 5: 0.0}, {1: 0.1, 0: 0.2}, "erm")
+    assert found is not None and found.difference.n == 2
+    assert found.difference.mean == pytest.approx(0.45)
+    assert compare({0: 0.5}, {1: 0.5}, "erm") is None
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.1])
+def test_differences_that_do_not_vary_have_no_p(shift: float):
+    found = compare({0: 0.3, 1: 0.6, 2: 0.9}, {0: 0.3 - shift, 1: 0.6 - shift, 2: 0.9 - shift}, "erm")
+    assert found is not None and found.p is None
+    assert found.difference.half == pytest.approx(0, abs=1e-12)
+
+
+def test_one_common_seed_has_a_difference_and_no_p():
+    found = compare({0: 0.5}, {0: 0.2}, "erm")
+    assert found is not None and found.p is None and found.difference.half is None
+
+
+def test_a_summary_keeps_apart_what_differs_and_leaves_out_nulls():
+    rows = [row("a", seed, value) for seed, value in enumerate([0.1, None, 0.3])]
+    rows += [row("a", 0, 0.9, group="y:0"), row("a", 0, 0.8, split="iid"), row("a", 0, 0.7, model="teacher")]
+    rows += [row("ref", seed, 0.05) for seed in range(3)]
+    summaries = summarise(rows, "ref")
+    first = summaries[0]
+    assert [s.estimate.n for s in summaries] == [2, 1, 1, 1, 3]
+    assert first.values == {0: 0.1, 2: 0.3}
+    assert first.comparison is not None and first.comparison.difference.mean == pytest.approx(0.15)
+    assert all(s.comparison is None for s in summaries[1:])
+
+
+# The table
+
+
+def results() -> dict[str, Any]:
+    rows = []
+    for seed in (0, 1, 2):
+        for variant, value in (("erm", 0.01), ("lrp", 0.86 + 0.01 * seed)):
+            rows += [row(variant, seed, value), row(variant, seed, 0.99, split="iid")]
+            rows.append(row(variant, seed, 0.99 - value, split=None, metric="gap"))
+    rows += [row("teacher", 0, 0.95, model="teacher", split=split) for split in ("iid", "shift")]
+    cells = [cell("erm", seed) for seed in (0, 1, 2)]
+    cells += [
+        cell("lrp", seed, title="LRP", needs=["teacher", "mask"], time={"train_seconds": 40.0}) for seed in (0, 1, 2)
+    ]
+    cells += [cell("broken", seed, status="failed", needs=["bias"], steps=None, time={}) for seed in (0, 1, 2)]
+    return {"rows": rows, "cells": cells, "suite": {"reference": "erm", "seeds": [0, 1, 2]}}
+
+
+def texts(table: Table, variant: str) -> dict[str, str]:
+    line = next(line for line in table.lines if line.variant == variant)
+    return {column.key: cell.text for column, cell in zip(table.columns, line.cells)}
+
+
+def test_the_table_says_what_was_measured():
+    table = method_table(results())
+    assert [line.variant for line in table.lines] == ["teacher", "erm", "lrp", "broken"]
+    assert texts(table, "teacher")["shift"] == "95.0"
+    lrp = texts(table, "lrp")
+    half = 100 * 4.30265273 * 0.01 / math.sqrt(3)
+    assert lrp["shift"] == f"87.0 ± {half:.1f}" and lrp["gap"] == f"12.0 ± {half:.1f}"
+    assert lrp["difference"] == f"+86.0 ± {half:.1f}"
+    assert lrp["time"] == "4.0 ×" and lrp["supervision"] == "masks, a teacher"
+    assert texts(table, "erm")["difference"] == "reference"
+    assert lrp["ood"] == "not measured"
+
+
+def test_a_cell_without_a_number_says_why():
+    broken = texts(method_table(results()), "broken")
+    assert {broken[key] for key in ("iid", "ood", "shift", "gap")} == {"n/a (failed)"}
+    assert broken["supervision"] == "bias labels"
+
+
+def test_a_missing_seed_is_counted():
+    given_results = results()
+    given_results["rows"] = [r for r in given_results["rows"] if (r["variant"], r["seed"]) != ("lrp", 1)]
+    line = method_table(given_results).lines[2]
+    assert line.cells[5].remark == "2 of 3 seeds"
+
+
+def test_a_teacher_shared_by_all_runs_counts_once_and_one_per_seed_as_many():
+    shared, each = results(), results()
+    shared["rows"] += [row("lrp", seed, 0.95, model="teacher") for seed in (1, 2)]
+    each["rows"] += [row("teacher", seed, 0.9, model="teacher") for seed in (1, 2)]
+    assert texts(method_table(shared), "teacher")["shift"] == "95.0"
+    assert texts(method_table(each), "teacher")["shift"].startswith("91.7 ± ")
+    assert "One teacher serves all runs" in " ".join(method_table(shared).notes)
+    assert "One teacher serves all runs" not in " ".join(method_table(each).notes)
+
+
+def test_variants_can_be_chosen():
+    assert [line.variant for line in method_table(results(), ["lrp"]).lines] == ["teacher", "lrp"]
+
+
+def test_seeds_are_those_asked_for():
+    assert seeds_of(results()) == [0, 1, 2]
+    assert seeds_of({"cells": [cell("a", 4)]}) == [4]
+
+
+def test_numbers_are_spelt_plainly():
+    assert percent(estimate([-0.0001]), signed=True) == "0.0"
+    assert percent(estimate([-0.05])) == "−5.0"
+    assert percent(estimate([0.05]), signed=True) == "+5.0"
+    assert percent(None) == "not measured"
+    assert supervision([]) == "labels only" and supervision(["new-kind"]) == "new-kind"
+
+
+# Spellings
+
+AWKWARD = r"50% & $x$ #1_a {b} ~^\ <i>|[red]*`" + "\nnext ± −"
+
+
+def awkward() -> Table:
+    columns = (Column("method", AWKWARD, short="method"), Column("shift", "shift (%)", ("percent", "seeds"), "shift %"))
+    line = Line(AWKWARD, (Cell(AWKWARD), Cell("1.0 ± 0.1", AWKWARD, (1.0, None))))
+    return Table("title", columns, (line,), (AWKWARD,))
+
+
+def test_latex_escapes_every_special_character():
+    latex = to_latex(awkward())
+    body = latex[latex.index("\\midrule") : latex.index("\\bottomrule")]
+    assert (
+        r"50\% \& \$x\$ \#1\_a \{b\} \textasciitilde{}\textasciicircum{}\textbackslash{} \textless{}i\textgreater{}"
+        in body
+    )
+    assert r"next $\pm$ $-$" in body
+    assert body.count("\n") == 2 and body.rstrip().endswith("\\\\")
+    assert all(line.startswith("%") for line in latex[: latex.index("\\begin")].splitlines())
+
+
+def test_markdown_keeps_its_columns_and_no_markup():
+    lines = to_markdown(awkward()).splitlines()
+    assert "\\|" in lines[2] and "&lt;i&gt;" in lines[2] and "<i>" not in lines[2]
+    bars = [line.replace("\\|", "").count("|") for line in lines[:3]]
+    assert bars == [3, 3, 3]
+
+
+def test_csv_gives_the_numbers_back():
+    header, line = csv.reader(io.StringIO(to_csv(awkward())))
+    assert header == ["variant", "method", "shift_percent", "shift_seeds"]
+    assert line == [AWKWARD, AWKWARD, "1.0", ""]
+    table = method_table(results())
+    parsed = list(csv.DictReader(io.StringIO(to_csv(table))))
+    assert float(parsed[2]["shift_percent"]) == pytest.approx(87.0)
+    assert parsed[2]["iid_seeds"] == "3" and parsed[3]["iid_percent"] == ""
+
+
+def test_the_terminal_shows_brackets_as_they_are_and_fits_80_columns():
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(to_rich(awkward()))
+    assert "[red]" in console.export_text()
+    console.print(to_rich(method_table(results())))
+    text = console.export_text()
+    assert "…" not in text and "±2.5" in text and "87.0" in text and "4.0 ×" in text
