@@ -83,6 +83,8 @@ def propagate(
         with _Rules(call):
             logits = model(seen)
         check_logits(logits, len(input))
+        if not logits.requires_grad:
+            raise _independent()
         if epsilon is not None:
             _refuse_what_has_no_rule(logits.grad_fn, source)
         chosen = resolve(target, logits)
@@ -485,7 +487,7 @@ class _Rules(TorchFunctionMode):
 _AFFINE = re.compile(
     "Add|Sub|Neg|Sum|Mean|Cat|Stack|Copy|ToCopy|Clone|Alias|View|UnsafeView|ReshapeAlias|AsStrided|T|Transpose|Permute"
     "|Expand|Repeat|Squeeze|Unsqueeze|Slice|Select|Split|SplitWithSizes|Unbind|Unfold|Index|IndexSelect|Gather|Flip|Roll"
-    "|Pad|ConstantPadNd|ReflectionPad2D|ReplicationPad2D|PixelShuffle|PixelUnshuffle|Im2Col"
+    "|Pad|ConstantPadNd|ReflectionPad2D|ReplicationPad2D|PixelShuffle|PixelUnshuffle|Im2Col|NativeChannelShuffle|ChannelShuffle"
     "|AvgPool2D|AdaptiveAvgPool2D|MkldnnAdaptiveAvgPool2D|UpsampleNearest2D|UpsampleBilinear2D|UpsampleBicubic2D"
     "|NativeDropout|FusedDropout|MaxPool2DWithIndices|AdaptiveMaxPool2D|_RuledReLU|_RuledMaxPool2d|_HeldAffine"
 )
@@ -539,11 +541,18 @@ def _inputs(node: Any) -> list[Any]:
     return inputs[:1] if node.name() == "_HeldAffineBackward" else inputs
 
 
-_SPOKEN = {"hardtanh": "relu6 or hardtanh", "mul": "a product of two activations", "div": "division by an activation"}
+_SPOKEN = {
+    "mul": "a product of two activations",
+    "div": "division by an activation",
+    "hardtanh": "relu6 or hardtanh",
+    "prelu_kernel": "prelu",
+    "batch_norm": "instance_norm",
+    "copy_slices": "a change in place of a part of a tensor",
+}
 
 
 def _no_rule(node: str) -> UserError:
-    name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", node).lower().removeprefix("native_").strip("_")
+    name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", node.rpartition(":")[2]).lower().removeprefix("native_").strip("_")
     return UserError(
         f"LRP has no rule for {_SPOKEN.get(name, name)}; use gradient-x-input, or a network whose activations are "
         "all ReLUs (in plain Python: neither scripted nor compiled)."
