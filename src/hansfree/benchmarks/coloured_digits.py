@@ -1,13 +1,14 @@
 """Coloured digits: every class has its colour, and at test time the colours change.
 
 Construction: Ahmed et al., "Systematic generalisation with group invariant predictions", ICLR 2021 (COLOURED
-MNIST), 100 % biased and with the digit 0 as an ordinary class as in Bassi et al., "Explanation distillation",
-and Nam et al., "Learning from failure", NeurIPS 2020 (palette ``lff``).
+MNIST); all of it biased and with the digit 0 as an ordinary class as in Bassi and Cavalli, "Explanation is all you
+need in distillation: mitigating bias and shortcut learning"; palette ``lff``: Nam et al., "Learning from failure",
+NeurIPS 2020.
 
     foreground:  image = grey * colour                     a coloured digit on black
     background:  image = grey + (1 - grey) * colour        a white digit on a coloured ground
 
-The second is a construction of ours: the MNIST background bias of Bassi et al. is not defined in their paper.
+The second is a construction of ours: the MNIST background bias of Bassi and Cavalli is not defined in their paper.
 
 Splits. A sample's colour is drawn once and stays, the same in every run with the same seeds:
 
@@ -69,21 +70,21 @@ APART = 50 / 255
 DIMMEST = 0.5
 """The brightest channel of a drawn colour is at least this."""
 
-Colours = Float[Tensor, "colours 3"]
+Colours = Float[Tensor, "_ 3"]
 RandomColours = Callable[[int, torch.Generator], Colours]
 
 
 # Colours
 
 
-def hsv_to_rgb(hue: Tensor, saturation: Tensor, value: Tensor) -> Float[Tensor, "colours 3"]:
+def hsv_to_rgb(hue: Tensor, saturation: Tensor, value: Tensor) -> Colours:
     """RGB in [0, 1] of hue (in turns), saturation and value, each of shape [colours]."""
     sector = (torch.tensor([5.0, 3.0, 1.0]) + 6 * hue[:, None]) % 6
     ramp = torch.minimum(sector, 4 - sector).clamp(0, 1)
     return value[:, None] * (1 - saturation[:, None] * ramp)
 
 
-def hues_palette(count: int, saturation: float) -> Colours:
+def hues_palette(count: int, saturation: int | float) -> Colours:
     """Colour i is hsv(i / count, saturation, 1)."""
     return hsv_to_rgb(torch.arange(count) / count, torch.full((count,), saturation), torch.ones(count))
 
@@ -118,7 +119,7 @@ def drawn_palette(count: int, apart_from: Colours, generator: torch.Generator) -
 
 
 def uniform_colours(count: int, generator: torch.Generator) -> Colours:
-    """Each channel uniform in [0, 1]: what the teacher of Bassi et al. is trained on."""
+    """Each channel uniform in [0, 1]: what the teacher of Bassi and Cavalli is trained on."""
     return torch.rand(count, 3, generator=generator)
 
 
@@ -140,9 +141,10 @@ def generator_for(seed: int, purpose: str) -> torch.Generator:
 
 
 def stratified_order(label: Int[Tensor, "n"], generator: torch.Generator) -> Int[Tensor, "n"]:
-    """A random order of which every beginning holds each class in proportion, to within one sample.
+    """A random order of which every beginning holds each class in proportion.
 
     The r-th of a class's c samples stands at (r + 1/2) / c of the way; samples at equal places keep random order.
+    Of k classes, one with the share s is at most (1 + k s) / 2 samples off: one, where all are equally frequent.
     """
     shuffled = torch.randperm(len(label), generator=generator)
     place = torch.empty(len(label), dtype=torch.float64)
@@ -153,7 +155,7 @@ def stratified_order(label: Int[Tensor, "n"], generator: torch.Generator) -> Int
 
 
 def divide(
-    digits: Digits, *, limit: int | None, valid: float | None, test: float | None, seed: int
+    digits: Digits, *, limit: int | None, valid: int | float | None, test: int | float | None, seed: int
 ) -> dict[str, Int[Tensor, "k"]]:
     """Indices of the train, valid and test digits, all stratified by class and without a common digit.
 
@@ -184,7 +186,7 @@ def divide(
     return parts
 
 
-def _size(key: str, size: float, of: int) -> int:
+def _size(key: str, size: int | float, of: int) -> int:
     if _is_whole(size) and 1 <= size <= of:
         return int(size)
     if isinstance(size, float) and 0 < size <= 1:
@@ -287,9 +289,9 @@ class ColouredDigits(Benchmark):
         test: int | float | None = None,
         split_seed: int = 0,
         palette: Literal["hues", "pgi", "lff"] = "hues",
-        saturation: float = 0.75,
+        saturation: int | float = 0.75,
         severity: int = 0,
-        bias_ratio: float = 1.0,
+        bias_ratio: int | float = 1.0,
         conflict: Literal["unbiased-palette", "other-class"] | None = None,
         where: Literal["foreground", "background"] = "foreground",
         binarise: bool | None = None,
@@ -364,7 +366,7 @@ class ColouredDigits(Benchmark):
             "splits": splits,
         }
 
-    def _make_palettes(self, palette: str, saturation: float) -> dict[str, Colours]:
+    def _make_palettes(self, palette: str, saturation: int | float) -> dict[str, Colours]:
         count = len(self.classes)
         table = {"pgi": pgi_palette, "lff": lambda: torch.tensor(LFF_COLOURS)}
         own = hues_palette(count, saturation) if palette == "hues" else table[palette]()[:count]
@@ -448,11 +450,11 @@ def _hex(rgb: Float[Tensor, "3"]) -> str:
     return "#" + "".join(f"{round(channel * 255):02x}" for channel in rgb.tolist())
 
 
-def _known(key: str, value: str, choices: Sequence[str] | dict[str, Any]) -> None:
+def _known(key: str, value: object, choices: Sequence[str] | dict[str, Any]) -> None:
     if value not in list(choices):
         raise unknown(f"choice for benchmark.{key}", str(value), choices)
 
 
-def _between(key: str, value: float, low: float, high: float) -> None:
+def _between(key: str, value: object, low: int | float, high: int | float) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
         raise UserError(f"benchmark.{key} is {value!r}; give a number from {low} to {high}.")

@@ -1,0 +1,107 @@
+"""What every benchmark promises, whichever it is."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from hansfree.benchmarks import BENCHMARKS
+from hansfree.core import TEST_SPLITS, TRAINING_SPLITS, Batch, Benchmark
+from hansfree.errors import UserError
+
+
+@pytest.fixture(scope="module", params=BENCHMARKS)
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def benchmark(name: str) -> Benchmark:
+    return BENCHMARKS[name]()
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def same(a: Batch, b: Batch) -> bool:
+    pairs = [(getattr(a, f.name), getattr(b, f.name)) for f in dataclasses.fields(Batch)]
+    return all(torch.equal(x, y) if isinstance(x, torch.Tensor) else x is y for x, y in pairs)
+
+
+def test_goes_by_the_name_of_its_registry(name, benchmark):
+    assert benchmark.name == name
+
+
+def test_has_the_splits_that_training_and_judging_need(benchmark):
+    names = benchmark.split_names()
+    assert {*TRAINING_SPLITS, *TEST_SPLITS} <= set(names)
+    assert all(len(benchmark.split(split)) > 0 for split in names)
+
+
+def test_refuses_a_split_that_it_lacks_with_the_nearest_name(benchmark):
+    with pytest.raises(UserError, match="did you mean 'shift'"):
+        benchmark.split("shfit")
+
+
+def test_batches_are_well_formed(benchmark):
+    spec = benchmark.input
+    for name in benchmark.split_names():
+        split = benchmark.split(name)
+        index = torch.tensor([len(split) - 1, 0, 1])
+        batch = split.batch(index, seeded(0))
+        assert batch.input.shape == (3, spec.channels, spec.height, spec.width)
+        assert batch.input.dtype == torch.float32
+        assert batch.input.min() >= 0 and batch.input.max() <= 1
+        assert batch.input.amax() > batch.input.amin()
+        assert torch.equal(batch.index, index)
+        assert torch.equal(batch.label, split.label[index])
+        assert split.label.min() >= 0 and split.label.max() < len(benchmark.classes)
+
+
+def test_gives_what_it_says_and_nothing_else(benchmark):
+    for name in benchmark.split_names():
+        split = benchmark.split(name)
+        batch = split.batch(torch.arange(4))
+        given = {field for field in ("bias", "mask", "boxes", "clean") if getattr(batch, field) is not None}
+        assert given == benchmark.gives
+        if "bias" in given:
+            assert torch.equal(batch.bias, split.bias[:4])
+            assert split.bias.min() >= 0 and split.bias.max() < len(benchmark.biases)
+        if "mask" in given:
+            assert batch.mask.shape == (4, len(benchmark.mask_names), *batch.input.shape[2:])
+            assert batch.mask.min() >= 0 and batch.mask.max() <= 1
+        if "clean" in given:
+            assert batch.clean.shape == batch.input.shape
+            assert batch.clean.min() >= 0 and batch.clean.max() <= 1
+
+
+def test_is_the_same_when_made_again(name, benchmark):
+    again = BENCHMARKS[name]()
+    for split in benchmark.split_names():
+        index = torch.arange(min(50, len(benchmark.split(split))))
+        first, second = benchmark.split(split), again.split(split)
+        assert torch.equal(first.label, second.label)
+        assert same(first.batch(index), second.batch(index))
+        assert same(first.batch(index, seeded(3)), second.batch(index, seeded(3)))
+
+
+def test_only_training_depends_on_the_generator(benchmark):
+    for name in set(benchmark.split_names()) - {"train"}:
+        split = benchmark.split(name)
+        assert same(split.batch(torch.arange(8), seeded(0)), split.batch(torch.arange(8), seeded(1)))
+
+
+def test_a_batch_is_its_samples_one_by_one(benchmark):
+    split = benchmark.split("valid")
+    together = split.batch(torch.arange(5))
+    for i in range(5):
+        alone = split.batch(torch.tensor([i]))
+        assert torch.equal(alone.input[0], together.input[i])
+        assert alone.label[0] == together.label[i]
+
+
+def test_record_is_json(benchmark):
+    record = benchmark.record()
+    assert json.loads(json.dumps(record, allow_nan=False)) == record
