@@ -8,7 +8,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, NamedTuple, Self, cast, final
+from typing import Any, ClassVar, Literal, NamedTuple, cast, final
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -235,7 +235,7 @@ class Teacher:
     sees: Literal["input", "clean"] = "input"
 
     @classmethod
-    def live(cls, model: nn.Module, sees: Literal["input", "clean"] = "input") -> Self:
+    def live(cls, model: nn.Module, sees: Literal["input", "clean"] = "input") -> "Teacher":
         """A teacher that computes its answers; ``model`` is frozen and put in eval mode for good."""
         return cls(model.eval().requires_grad_(False), sees)
 

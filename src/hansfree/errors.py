@@ -12,6 +12,10 @@ class RunError(RuntimeError):
     """A run that was asked for rightly and failed (a loss that is not a number, a full disk). Exits with 1."""
 
 
+class DivergenceError(RunError):
+    """Training whose loss or gradient stopped being a number."""
+
+
 def nearest(name: str, choices: Iterable[str]) -> str:
     """The sentence part that helps after an unknown name: the nearest known one, else all of them."""
     known = sorted(choices)

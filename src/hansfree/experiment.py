@@ -17,7 +17,7 @@ from torch import nn
 from hansfree.benchmarks import BENCHMARKS
 from hansfree.config import Schema, Section, construct, merge, parse
 from hansfree.core import TEST_SPLITS, Benchmark, Classifier, Explainer, Method, Setup, Teacher
-from hansfree.errors import RunError, UserError
+from hansfree.errors import DivergenceError, UserError
 from hansfree.evaluation import Rule, Selection, heatmaps, judge, measure
 from hansfree.explainers import EXPLAINERS
 from hansfree.methods import METHODS
@@ -196,6 +196,8 @@ def run(
     with accelerator.main_process_first():
         folder = RunFolder.create(out, config.model_dump(), resume=resume or not accelerator.is_main_process)
     if folder.is_done():
+        if report and not folder.report.exists():
+            build_report(folder.path)
         return folder
     started = time.time()
     teacher = make_teacher(config, benchmark, out, device=device, on_step=on_step)
@@ -249,8 +251,8 @@ def train(
             if step.epoch_ends if settings.save_every is None else (last or step.step % settings.save_every == 0):
                 keeper.save(step, taken, time.perf_counter() - clock)
             on_step(name, step.step, step.steps)
-    except RunError as error:
-        raise RunError(f"{error} {keeper.remedy()}") from error
+    except DivergenceError as error:
+        raise DivergenceError(f"{error} {keeper.remedy()}") from error
     finally:
         keeper.flush()
     keeper.restore_best(method)

@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from hansfree.config import Schema, parse
 from hansfree.core import Batch, Benchmark, Method, Split, Stage
-from hansfree.errors import RunError, UserError
+from hansfree.errors import DivergenceError, UserError
 
 Snapshot = dict[str, Any]
 
@@ -111,7 +111,7 @@ def fit(
     """Train ``method`` until it has no next stage; yields after each step.
 
     With ``resume``, a snapshot of an earlier step, the remaining steps are the same to the bit on one device.
-    Raises ``RunError`` when a loss term or a gradient is not a number, naming step and term.
+    Raises ``DivergenceError`` when a loss term or a gradient is not a number, naming step and term.
     """
     accelerator = accelerator or make_accelerator(precision=training.precision)
     if resume is None:
@@ -315,7 +315,7 @@ def _checked_terms(terms: Mapping[str, Tensor], stage: Stage, step: int) -> dict
     values = {name: term.item() for name, term in terms.items()}
     for name, value in values.items():
         if not math.isfinite(value):
-            raise RunError(f"The loss term {name!r} became {value} in step {step} of stage {stage.name!r}.")
+            raise DivergenceError(f"The loss term {name!r} became {value} in step {step} of stage {stage.name!r}.")
     return values
 
 
@@ -330,5 +330,7 @@ def _checked_norm(
     norm = accelerator.clip_grad_norm_(parameters, math.inf if clip is None else clip)
     value = float(norm) if norm is not None else 0.0
     if not math.isfinite(value):
-        raise RunError(f"The gradient of the group {name!r} became {value} in step {step} of stage {stage.name!r}.")
+        raise DivergenceError(
+            f"The gradient of the group {name!r} became {value} in step {step} of stage {stage.name!r}."
+        )
     return value
