@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hansfree.errors import UserError
 
-Map = Float[Tensor, "b *map"]
+Map = Float[Tensor, "b ..."]
 Distance = Callable[[Map, Map], Float[Tensor, " b"]]
 
 SMALLEST_SIZE = 1e-6
@@ -114,7 +114,7 @@ def _relative(student: Map, teacher: Map, order: int) -> Float[Tensor, " b"]:
     return _norm(student - teacher, order) / (student_size * teacher_size).sqrt()
 
 
-def _norm(x: Float[Tensor, "b n"], order: float) -> Float[Tensor, " b"]:
+def _norm(x: Float[Tensor, "b n"], order: int | float) -> Float[Tensor, " b"]:
     return torch.linalg.vector_norm(x, ord=order, dim=1)  # pyright: ignore
 
 
