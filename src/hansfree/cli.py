@@ -5,6 +5,7 @@ import sys
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -35,9 +36,18 @@ Precision = Annotated[
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything and print what would run; train nothing.")]
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(version("hansfree"))
+        raise typer.Exit()
+
+
 @app.callback()
 def _options(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    shown: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_print_version, is_eager=True)
+    ] = False,
 ) -> None:
     """Train and audit classifiers that are right for the right reasons."""
 

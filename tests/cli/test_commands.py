@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from importlib.metadata import version
 
 import numpy as np
 import pytest
@@ -108,6 +109,11 @@ def test_doctor_finds_this_installation_well(hansfree):
     code, out, _ = hansfree("doctor")
     assert code == 0
     assert "explanations can be trained through" in out
+
+
+def test_version_is_the_package_s(hansfree):
+    code, out, _ = hansfree("--version")
+    assert (code, out.strip()) == (0, version("hansfree"))
 
 
 def test_module_and_command_are_the_same():
