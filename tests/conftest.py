@@ -1,0 +1,82 @@
+import pytest
+import torch
+
+from hansfree.core import Batch, Benchmark, Classifier, InputSpec, Setup, Split, Teacher
+from hansfree.explainers import LRP
+from hansfree.methods import METHODS
+from hansfree.models import load_model
+
+torch.set_num_threads(1)
+
+
+class TinySplit(Split):
+    """Random images whose class is a bright quadrant; everything that a batch can carry is there."""
+
+    def __init__(self, count, seed):
+        generator = torch.Generator().manual_seed(seed)
+        self.label = torch.arange(count) % 3
+        self.bias = torch.randint(3, (count,), generator=generator)
+        self.images = torch.rand(count, 3, 12, 12, generator=generator) * 0.5
+        self.mask = torch.zeros(count, 1, 12, 12)
+        for i, y in enumerate(self.label.tolist()):
+            rows, columns = slice(6 * (y // 2), 6 * (y // 2) + 6), slice(6 * (y % 2), 6 * (y % 2) + 6)
+            self.images[i, :, rows, columns] += 0.5
+            self.mask[i, :, rows, columns] = 1
+        self.clean = torch.rand(count, 3, 12, 12, generator=generator)
+
+    def batch(self, index, generator=None):
+        return Batch(
+            self.images[index],
+            self.label[index],
+            index,
+            bias=self.bias[index],
+            mask=self.mask[index],
+            clean=self.clean[index],
+        )
+
+
+class Tiny(Benchmark):
+    """Three classes, 48 training samples; remembers which splits were asked for."""
+
+    name = "tiny"
+    classes = ("a", "b", "c")
+    biases = ("x", "y", "z")
+    mask_names = ("object",)
+    gives = frozenset({"bias", "mask", "clean"})
+    input = InputSpec(3, 12, 12)
+
+    def __init__(self):
+        self.asked = []
+
+    def split(self, name):
+        self.asked.append(name)
+        seeds = {"train": 0, "valid": 1, "iid": 2, "ood": 3, "shift": 4}
+        return TinySplit(48 if name == "train" else 24, seeds[name])
+
+
+@pytest.fixture
+def tiny():
+    return Tiny()
+
+
+@pytest.fixture
+def build(tiny):
+    """Builds a method by name on the tiny benchmark; ``norm`` is the student's and the teacher's."""
+
+    def made(name, *, norm="batch", teacher_norm=None, seed=0, **settings):
+        torch.manual_seed(0)
+        teacher = network("small-resnet", norm=teacher_norm or norm)
+        # A few steps in training mode, so that running statistics differ from those of a batch.
+        for _ in range(3):
+            teacher.train()(torch.rand(16, 3, 12, 12))
+        torch.manual_seed(seed)
+        if name == "explanation-distillation":
+            settings = {"explainer": LRP(epsilon=(0.01, 0.1)), **settings}
+        setup = Setup(lambda: network("small-cnn", norm=norm), Teacher.live(teacher), 48, 3, tiny.input)
+        return METHODS[name](setup, **settings)
+
+    return made
+
+
+def network(name, **options) -> Classifier:
+    return load_model(name, num_classes=3, options={"widths": [4, 6], **options})
