@@ -29,7 +29,7 @@ class TinySplit(Split):
             self.images[index],
             self.label[index],
             index,
-            bias=self.bias[index],
+            bias=None if self.bias is None else self.bias[index],
             mask=self.mask[index],
             clean=self.clean[index],
         )
@@ -80,3 +80,7 @@ def build(tiny):
 
 def network(name, **options) -> Classifier:
     return load_model(name, num_classes=3, options={"widths": [4, 6], **options})
+
+
+def pytest_addoption(parser):
+    parser.addoption("--golden-update", action="store_true", help="record the golden losses anew")

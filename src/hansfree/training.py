@@ -176,7 +176,7 @@ def _fit_stage(
             }
             prepared.step()
             schedule.step()
-            prepared.zero_grad()
+            method.zero_grad()  # of every parameter, those outside of the groups too: a later stage may train them
             method.observe(batch, terms)
             step += 1
             ends = step % per_epoch == 0 or step == steps

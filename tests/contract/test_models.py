@@ -134,7 +134,7 @@ def saved(tmp_path):
 
 
 def test_wrong_class_counts_and_architectures_are_named(saved):
-    with pytest.raises(UserError, match="4 classes.*5"):
+    with pytest.raises(UserError, match=r"4 classes.*5"):
         load_model(str(saved), num_classes=5)
     weights = str(saved / "model.safetensors")
     with pytest.raises(UserError, match="shape"):
