@@ -193,8 +193,10 @@ def run(
     accelerator = make_accelerator(precision=config.training.precision, device=device)
     check(config)
     benchmark = make_benchmark(config)
-    with accelerator.main_process_first():
-        folder = RunFolder.create(out, config.model_dump(), resume=resume or not accelerator.is_main_process)
+    if accelerator.is_main_process:
+        RunFolder.create(out, config.model_dump(), resume=resume)
+    accelerator.wait_for_everyone()
+    folder = RunFolder(out)
     if folder.is_done():
         if report and not folder.report.exists():
             build_report(folder.path)
@@ -255,6 +257,7 @@ def train(
         raise DivergenceError(f"{error} {keeper.remedy()}") from error
     finally:
         keeper.flush()
+    accelerator.wait_for_everyone()  # the main process may still be writing what all now read
     keeper.restore_best(method)
     return taken, time.perf_counter() - clock
 

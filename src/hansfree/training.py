@@ -148,7 +148,10 @@ def _fit_stage(
         optimiser.load_state_dict(resume["optimiser"])
         schedule.load_state_dict(resume["schedule"])
         step = resume["step"]
-        restore_random_state(resume["random"])
+        if accelerator.is_main_process:
+            restore_random_state(resume["random"])
+        else:  # the snapshot is the main process's; the others must not repeat its draws
+            seed_everything(_mixed(seed, step, accelerator.process_index) % 2**32)
 
     def snapshot() -> Snapshot:
         return {
