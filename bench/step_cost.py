@@ -15,7 +15,7 @@ import torch
 
 from hansfree.config import merge, parse
 from hansfree.core import Teacher
-from hansfree.experiment import RunConfig, make_benchmark, make_method, make_model, teacher_config
+from hansfree.parts import RunConfig, make_benchmark, make_method, make_model, teacher_config
 from hansfree.runs import read_yaml
 from hansfree.suite import expanded, read_suite
 from hansfree.training import make_optimiser

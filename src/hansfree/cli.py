@@ -64,7 +64,8 @@ def run_command(
 ) -> None:
     """Train, evaluate and report one method with one seed."""
     from hansfree.config import apply_overrides, parse
-    from hansfree.experiment import RunConfig, check, run
+    from hansfree.experiment import check, run
+    from hansfree.parts import RunConfig
     from hansfree.report import tables
     from hansfree.runs import read_results, read_yaml
 

@@ -6,149 +6,35 @@ import time
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from pydantic import Field
 from torch import nn
 
-from hansfree.benchmarks import BENCHMARKS
-from hansfree.config import Schema, Section, construct, merge, parse
-from hansfree.core import TEST_SPLITS, Benchmark, Classifier, Explainer, Method, Setup, Teacher
+from hansfree.checkpoints import Keeper, read_checkpoint
+from hansfree.config import parse
+from hansfree.core import TEST_SPLITS, Benchmark, Classifier, Method, Teacher
 from hansfree.errors import DivergenceError, UserError
 from hansfree.evaluation import Rule, Selection, heatmaps, judge, measure
-from hansfree.explainers import EXPLAINERS
-from hansfree.methods import METHODS
 from hansfree.metrics import accuracy, group_accuracies
 from hansfree.models import load_model, save_model, with_batch_statistics
-from hansfree.models.loading import imported
+from hansfree.parts import (
+    RunConfig,
+    make_benchmark,
+    make_explainer,
+    make_method,
+    make_model,
+    selection_rule,
+    teacher_config,
+)
 from hansfree.report import build_report
 from hansfree.runs import RunFolder, atomic_path, read_results, write_json
-from hansfree.training import Step, Training, fit, make_accelerator
+from hansfree.training import Step, fit, make_accelerator
 
 OnStep = Callable[[str, int, int], None]
 """Told what is being trained, the step and the number of steps: what a progress bar needs."""
-
-
-class TeacherConfig(Schema):
-    """Where the teacher comes from: exactly one of ``path``, ``model`` and ``train``."""
-
-    path: str | None = None
-    """A folder that ``hansfree export`` or a run wrote."""
-    model: Section | None = None
-    """A model by name, as under ``model``; ``pretrained: true`` or ``weights`` make it a teacher."""
-    train: Section | None = None
-    """Train it first: a run of its own, described by what differs from this one."""
-    seed: int | Literal["each"] = 0
-    """Seed of that training; ``each``: the run's own, so that a suite trains one teacher per seed."""
-    statistics: Literal["running", "batch"] = "running"
-    """``batch``: its normalisation uses the statistics of each batch, as some papers' code does."""
-
-
-class EvaluationConfig(Schema):
-    """What is measured when training is over."""
-
-    splits: tuple[str, ...] | None = None
-    """Default: all test splits of the benchmark."""
-    explainer: Section = Field(default_factory=lambda: {"name": "lrp", "epsilon": 0.01})
-    """Draws the heatmaps of the report, for every model alike."""
-    heatmaps: int = Field(default=10, ge=0)
-    """Samples per split whose heatmaps are kept."""
-    batch_size: int = Field(default=500, ge=1)
-
-
-class RunConfig(Schema):
-    """One run. Each named section takes what its constructor takes; see ``hansfree list``."""
-
-    name: str | None = None
-    variant: str | None = None
-    """The cell's name in its suite; default: the method's name."""
-    title: str | None = None
-    """What people read in tables; default: the variant."""
-    benchmark: Section
-    model: Section
-    teacher: TeacherConfig | None = None
-    teacher_input: Literal["input", "clean"] = "input"
-    """What the teacher sees: the student's own images, or the benchmark's unbiased twins."""
-    method: Section
-    explainer: Section | None = None
-    training: Training
-    selection: Rule | None = None
-    """Default: iid_val_loss for methods with a teacher, else iid_val."""
-    seed: int = Field(default=0, ge=0)
-    evaluation: EvaluationConfig = EvaluationConfig()
-
-
-# The parts of a run -------------------------------------------------------------------------------------------
-
-
-def named(registry: Mapping[str, Any], section: Section, kind: str, **given: Any) -> Any:
-    """What a section names: an entry of ``registry``, or the user's own ``package.module:Name``."""
-    name = section.get("name")
-    if isinstance(name, str) and ":" in name:
-        registry = {name: imported(name, kind)}
-    return construct(registry, section, kind, given=given)
-
-
-def make_benchmark(config: RunConfig) -> Benchmark:
-    """The benchmark that the config describes."""
-    return named(BENCHMARKS, config.benchmark, "benchmark")
-
-
-def make_explainer(section: Section | None) -> Explainer | None:
-    """The explainer that a section describes."""
-    return None if section is None else named(EXPLAINERS, section, "explainer")
-
-
-def make_model(section: Section, benchmark: Benchmark) -> Classifier:
-    """The network of a ``model`` section, for the benchmark's classes and channels.
-
-    Settings of our own networks stand beside the name: ``{name: small-cnn, widths: [16, 32, 64]}``.
-    """
-    settings = ("pretrained", "stem", "mean", "std", "weights", "adapter")
-    options = {key: value for key, value in section.items() if key not in ("name", *settings)}
-    given = {"num_classes": len(benchmark.classes), "channels": benchmark.input.channels, "options": options}
-    chosen = {key: section[key] for key in settings if key in section}
-    if "name" not in section:
-        raise UserError("The model section needs a name, such as small-cnn or torchvision/resnet18.")
-    return construct(
-        {"model": load_model}, {**chosen, "name": "model"}, "model", given={"name": section["name"], **given}
-    )
-
-
-def make_method(config: RunConfig, benchmark: Benchmark, teacher: Teacher | None) -> Method:
-    """The method with its student, the student's first weights drawn from the run's seed."""
-    torch.manual_seed(config.seed)
-    setup = Setup(
-        student=lambda: make_model(config.model, benchmark),
-        teacher=teacher,
-        samples=len(benchmark.split("train")),
-        classes=len(benchmark.classes),
-        input=benchmark.input,
-    )
-    explainer = make_explainer(config.explainer)
-    given = {"setup": setup} | ({} if explainer is None else {"explainer": explainer})
-    section = config.method
-    name = section.get("name")
-    if explainer is None and name in METHODS and "explainer" in METHODS[name].__init__.__annotations__:
-        raise UserError(f"The method {name!r} needs an explainer; add a section such as `explainer: {{name: lrp}}`.")
-    return named(METHODS, section, "method", **given)
-
-
-def selection_rule(config: RunConfig, method: Method) -> Rule:
-    """The config's rule, or the default for this kind of method."""
-    return config.selection or ("iid_val_loss" if "teacher" in method.needs else "iid_val")
-
-
-def teacher_config(config: RunConfig) -> RunConfig:
-    """The run that trains the teacher of ``config``."""
-    assert config.teacher is not None and config.teacher.train is not None
-    base = config.model_dump(exclude={"teacher", "teacher_input", "explainer", "variant", "title", "selection"})
-    seed = config.seed if config.teacher.seed == "each" else config.teacher.seed
-    changes = {"seed": seed, "variant": "teacher", "method": {"name": "erm"}, **config.teacher.train}
-    return parse(RunConfig, merge(base, changes), "teacher.train")
 
 
 def make_teacher(config: RunConfig, benchmark: Benchmark, out: Path, **how: Any) -> Teacher | None:
@@ -172,9 +58,6 @@ def make_teacher(config: RunConfig, benchmark: Benchmark, out: Path, **how: Any)
     if source.statistics == "batch":
         model = with_batch_statistics(model)
     return Teacher.live(model, config.teacher_input)
-
-
-# The run ------------------------------------------------------------------------------------------------------
 
 
 def run(
@@ -232,7 +115,7 @@ def train(
     """
     selection = Selection(selection_rule(config, method), benchmark)
     settings, device = config.training, accelerator.device
-    keeper = _Keeper(folder, active=accelerator.is_main_process)
+    keeper = Keeper(folder, active=accelerator.is_main_process)
     name = config.variant or config.method["name"]
     method.to(device)
     if keeper.loaded is None:
@@ -260,84 +143,6 @@ def train(
     accelerator.wait_for_everyone()  # the main process may still be writing what all now read
     keeper.restore_best(method)
     return taken, time.perf_counter() - clock
-
-
-class _Keeper:
-    """Checkpoints and the log of one run; silent in all processes but the main one."""
-
-    def __init__(self, folder: RunFolder, *, active: bool) -> None:
-        self.folder, self.active = folder, active
-        self.loaded = load_checkpoint(folder)
-        self.best: dict[str, Any] | None = None if self.loaded is None else self.loaded["best"]
-        self.steps: int = 0 if self.loaded is None else self.loaded["steps"]
-        self.seconds: float = 0.0 if self.loaded is None else self.loaded["time"]["seconds"]
-        self.pending: list[dict[str, Any]] = []
-        if active:
-            folder.truncate_metrics(0 if self.loaded is None else self.loaded["metrics_position"])
-
-    def record(self, line: dict[str, Any]) -> None:
-        self.pending.append(line)
-        if len(self.pending) >= 20:
-            self.flush()
-
-    def flush(self) -> None:
-        if self.active and self.pending:
-            self.folder.append_metrics(self.pending)
-        self.pending = []
-
-    def offer(self, method: Method, score: float, where: dict[str, Any]) -> None:
-        if self.best is not None and score < self.best["score"]:
-            return
-        self.best = {"score": score, **where}
-        if self.active:
-            with atomic_path(self.folder.best) as path:
-                torch.save({"method": method.state_dict(), **self.best}, path)
-
-    def save(self, step: Step, steps: int, seconds: float) -> None:
-        self.flush()
-        if not self.active:
-            return
-        state = {
-            "fit": step.snapshot(),
-            "best": self.best,
-            "steps": steps,
-            "metrics_position": self.folder.metrics_position(),
-            "time": {"seconds": seconds},
-        }
-        if self.folder.last.exists():
-            self.folder.last.replace(self.folder.previous)
-        with atomic_path(self.folder.last) as path:
-            torch.save(state, path)
-
-    def remedy(self) -> str:
-        good = next((path for path in (self.folder.last, self.folder.previous) if path.exists()), None)
-        if good is None:
-            return "There is no checkpoint from before; try a smaller training.lr or a smaller training.clip."
-        return f"The last good checkpoint is {good}; try a smaller training.lr or a smaller training.clip."
-
-    def restore_best(self, method: Method) -> None:
-        if self.best is not None:
-            method.load_state_dict(_read_checkpoint(self.folder.best)["method"])
-
-
-def load_checkpoint(folder: RunFolder) -> dict[str, Any] | None:
-    """The newest checkpoint of a run, None where there is none. Raises ``UserError`` for a damaged one."""
-    for path in (folder.last, folder.previous):
-        if path.exists():
-            return _read_checkpoint(path)
-    return None
-
-
-def _read_checkpoint(path: Path) -> dict[str, Any]:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a damaged file
-        folder = RunFolder(path.parent.parent)
-        if path == folder.last and folder.previous.exists():
-            remedy = f"delete it, and --resume goes on from {folder.previous}"
-        else:
-            remedy = "delete the run's folder and start it again"
-        raise UserError(f"The checkpoint {path} is damaged; {remedy}.") from error
 
 
 def _line(step: Step) -> dict[str, Any]:
@@ -490,7 +295,7 @@ def reevaluate(folder: RunFolder, *, device: str | None = None) -> dict[str, Any
     teacher = make_teacher(config, benchmark, folder.path, device=device)
     method = make_method(config, benchmark, teacher)
     checkpoint = folder.best if folder.best.exists() else folder.last
-    method.load_state_dict(_read_checkpoint(checkpoint)["method"])
+    method.load_state_dict(read_checkpoint(checkpoint)["method"])
     cell = old["cells"][0]
     environment = describe_environment(accelerator, time.time())
     results = evaluate(

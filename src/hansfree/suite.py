@@ -22,8 +22,9 @@ from pydantic import Field
 
 from hansfree.config import Schema, Section, merge, parse
 from hansfree.errors import RunError, UserError, nearest
-from hansfree.experiment import RunConfig, TeacherConfig, check, run, teacher_config
+from hansfree.experiment import check, run
 from hansfree.methods import METHODS
+from hansfree.parts import RunConfig, TeacherConfig, teacher_config
 from hansfree.report import build_report, tables
 from hansfree.runs import RunFolder, SuiteFolder, read_results, write_json, write_text
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from hansfree.config import apply_overrides, construct, merge, parse
 from hansfree.errors import UserError
-from hansfree.experiment import RunConfig
+from hansfree.parts import RunConfig
 
 BASE = {
     "benchmark": {"name": "coloured-digits", "limit": 100},

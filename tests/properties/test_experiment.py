@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from hansfree.config import merge, parse
-from hansfree.experiment import RunConfig, flags, run
+from hansfree.experiment import flags, run
+from hansfree.parts import RunConfig
 from hansfree.runs import RunFolder
 
 CONFIG = {

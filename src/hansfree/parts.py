@@ -1,0 +1,134 @@
+"""The parts of a run, built from its config: benchmark, model, explainer, method."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+
+from hansfree.benchmarks import BENCHMARKS
+from hansfree.config import Schema, Section, construct, merge, parse
+from hansfree.core import Benchmark, Classifier, Explainer, Method, Setup, Teacher
+from hansfree.errors import UserError
+from hansfree.evaluation import Rule
+from hansfree.explainers import EXPLAINERS
+from hansfree.methods import METHODS
+from hansfree.models import load_model
+from hansfree.models.loading import imported
+from hansfree.training import Training
+
+
+class TeacherConfig(Schema):
+    """Where the teacher comes from: exactly one of ``path``, ``model`` and ``train``."""
+
+    path: str | None = None
+    """A folder that ``hansfree export`` or a run wrote."""
+    model: Section | None = None
+    """A model by name, as under ``model``; ``pretrained: true`` or ``weights`` make it a teacher."""
+    train: Section | None = None
+    """Train it first: a run of its own, described by what differs from this one."""
+    seed: int | Literal["each"] = 0
+    """Seed of that training; ``each``: the run's own, so that a suite trains one teacher per seed."""
+    statistics: Literal["running", "batch"] = "running"
+    """``batch``: its normalisation uses the statistics of each batch, as some papers' code does."""
+
+
+class EvaluationConfig(Schema):
+    """What is measured when training is over."""
+
+    splits: tuple[str, ...] | None = None
+    """Default: all test splits of the benchmark."""
+    explainer: Section = Field(default_factory=lambda: {"name": "lrp", "epsilon": 0.01})
+    """Draws the heatmaps of the report, for every model alike."""
+    heatmaps: int = Field(default=10, ge=0)
+    """Samples per split whose heatmaps are kept."""
+    batch_size: int = Field(default=500, ge=1)
+
+
+class RunConfig(Schema):
+    """One run. Each named section takes what its constructor takes; see ``hansfree list``."""
+
+    name: str | None = None
+    variant: str | None = None
+    """The cell's name in its suite; default: the method's name."""
+    title: str | None = None
+    """What people read in tables; default: the variant."""
+    benchmark: Section
+    model: Section
+    teacher: TeacherConfig | None = None
+    teacher_input: Literal["input", "clean"] = "input"
+    """What the teacher sees: the student's own images, or the benchmark's unbiased twins."""
+    method: Section
+    explainer: Section | None = None
+    training: Training
+    selection: Rule | None = None
+    """Default: iid_val_loss for methods with a teacher, else iid_val."""
+    seed: int = Field(default=0, ge=0)
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+
+def named(registry: Mapping[str, Any], section: Section, kind: str, **given: Any) -> Any:
+    """What a section names: an entry of ``registry``, or the user's own ``package.module:Name``."""
+    name = section.get("name")
+    if isinstance(name, str) and ":" in name:
+        registry = {name: imported(name, kind)}
+    return construct(registry, section, kind, given=given)
+
+
+def make_benchmark(config: RunConfig) -> Benchmark:
+    """The benchmark that the config describes."""
+    return named(BENCHMARKS, config.benchmark, "benchmark")
+
+
+def make_explainer(section: Section | None) -> Explainer | None:
+    """The explainer that a section describes."""
+    return None if section is None else named(EXPLAINERS, section, "explainer")
+
+
+def make_model(section: Section, benchmark: Benchmark) -> Classifier:
+    """The network of a ``model`` section, for the benchmark's classes and channels.
+
+    Settings of our own networks stand beside the name: ``{name: small-cnn, widths: [16, 32, 64]}``.
+    """
+    settings = ("pretrained", "stem", "mean", "std", "weights", "adapter")
+    options = {key: value for key, value in section.items() if key not in ("name", *settings)}
+    given = {"num_classes": len(benchmark.classes), "channels": benchmark.input.channels, "options": options}
+    chosen = {key: section[key] for key in settings if key in section}
+    if "name" not in section:
+        raise UserError("The model section needs a name, such as small-cnn or torchvision/resnet18.")
+    return construct(
+        {"model": load_model}, {**chosen, "name": "model"}, "model", given={"name": section["name"], **given}
+    )
+
+
+def make_method(config: RunConfig, benchmark: Benchmark, teacher: Teacher | None) -> Method:
+    """The method with its student, the student's first weights drawn from the run's seed."""
+    torch.manual_seed(config.seed)
+    setup = Setup(
+        student=lambda: make_model(config.model, benchmark),
+        teacher=teacher,
+        samples=len(benchmark.split("train")),
+        classes=len(benchmark.classes),
+        input=benchmark.input,
+    )
+    explainer = make_explainer(config.explainer)
+    given = {"setup": setup} | ({} if explainer is None else {"explainer": explainer})
+    section = config.method
+    name = section.get("name")
+    if explainer is None and name in METHODS and "explainer" in METHODS[name].__init__.__annotations__:
+        raise UserError(f"The method {name!r} needs an explainer; add a section such as `explainer: {{name: lrp}}`.")
+    return named(METHODS, section, "method", **given)
+
+
+def selection_rule(config: RunConfig, method: Method) -> Rule:
+    """The config's rule, or the default for this kind of method."""
+    return config.selection or ("iid_val_loss" if "teacher" in method.needs else "iid_val")
+
+
+def teacher_config(config: RunConfig) -> RunConfig:
+    """The run that trains the teacher of ``config``."""
+    assert config.teacher is not None and config.teacher.train is not None
+    base = config.model_dump(exclude={"teacher", "teacher_input", "explainer", "variant", "title", "selection"})
+    seed = config.seed if config.teacher.seed == "each" else config.teacher.seed
+    changes = {"seed": seed, "variant": "teacher", "method": {"name": "erm"}, **config.teacher.train}
+    return parse(RunConfig, merge(base, changes), "teacher.train")
