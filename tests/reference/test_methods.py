@@ -108,6 +108,14 @@ def test_class_choice_is_half_top_half_uniform_other():
     assert (TopOrOther(0.0).choose(logits, rule.draw(count)) != top).all()
 
 
+def test_validation_draws_epsilon_coin_and_other_apart():
+    index = torch.arange(4000)
+    epsilon = LRP(epsilon=(0.001, 0.01)).fixed_draws(index)["epsilon"].log()
+    coins = TopOrOther().fixed_draws(index)
+    together = torch.corrcoef(torch.stack([epsilon, coins["coin"], coins["other"]]))
+    assert (together - torch.eye(3)).abs().max() < 0.06  # 4 standard deviations
+
+
 def test_two_classes_leave_one_other():
     logits = torch.tensor([[0.0, 1.0]]).expand(100, -1)
     assert (TopOrOther(0.0).choose(logits, TopOrOther().draw(100)) == 0).all()
