@@ -42,12 +42,18 @@ def apply_overrides(config: Section, overrides: Sequence[str]) -> Section:
 
 def put(config: Section, path: str, value: Any) -> None:
     """Set the dotted ``path`` in place, making sections on the way."""
+    section, last = _place(config, path)
+    section[last] = value
+
+
+def _place(config: Section, path: str) -> tuple[Section, str]:
+    """The section that holds the dotted ``path``, made where it is missing, and the key there."""
     *parents, last = path.split(".")
     for name in parents:
         config = config.setdefault(name, {})
         if not isinstance(config, dict):
             raise UserError(f"The setting {path} goes through {name!r}, which is a value and not a section.")
-    config[last] = value
+    return config, last
 
 
 def merge(base: Section, changes: Mapping[str, Any]) -> Section:
@@ -58,10 +64,7 @@ def merge(base: Section, changes: Mapping[str, Any]) -> Section:
     """
     result = copy.deepcopy(base)
     for path, value in changes.items():
-        *parents, last = path.split(".")
-        section = result
-        for name in parents:
-            section = section.setdefault(name, {})
+        section, last = _place(result, path)
         old = section.get(last)
         if (
             isinstance(value, Mapping)

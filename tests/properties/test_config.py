@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hansfree.config import apply_overrides, construct, merge, parse
+from hansfree.config import apply_overrides, construct, merge, parse, put
 from hansfree.errors import UserError
 from hansfree.parts import RunConfig
 
@@ -36,6 +36,19 @@ def test_a_section_that_changes_its_name_is_replaced_whole():
     other = merge(BASE, {"model": {"name": "small-resnet"}})
     assert other["model"] == {"name": "small-resnet"}
     assert BASE["model"]["norm"] == "none"
+
+
+@pytest.mark.parametrize("value", [3, None])
+def test_a_path_through_a_value_is_refused(value):
+    for lay in (
+        lambda: merge({"training": value}, {"training.lr": 1}),
+        lambda: put({"training": value}, "training.lr", 1),
+    ):
+        with pytest.raises(UserError, match="goes through 'training'"):
+            lay()
+    for override in ("training.lr", "=3", "training.lr=[1"):
+        with pytest.raises(UserError, match=r"key=value|not valid YAML"):
+            apply_overrides(BASE, [override])
 
 
 @given(
