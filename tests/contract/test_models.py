@@ -157,6 +157,22 @@ def test_damaged_and_foreign_files_are_named(saved, tmp_path):
         load_model("small-cnn", num_classes=4, weights=str(harmful))
 
 
+@pytest.mark.parametrize("held", [torch.ones(3), [1, 2], {"epoch": 3}, {"model": 4}, b"no torch file", b""])
+def test_files_without_weights_are_named(held, tmp_path):
+    path = tmp_path / "held.pt"
+    path.write_bytes(held) if isinstance(held, bytes) else torch.save(held, path)
+    with pytest.raises(UserError, match=r"held\.pt (is|holds) (no|damaged)") as error:
+        load_model("small-cnn", num_classes=4, weights=str(path))
+    assert str(error.value).count("\n") == 0
+
+
+@pytest.mark.parametrize("text", ["[1]", "3", "{}", '{"architecture": "small-cnn", "num_classes": "four"}'])
+def test_descriptions_of_something_else_are_named(text, saved):
+    (saved / "config.json").write_text(text)
+    with pytest.raises(UserError, match=r"config\.json is not a model's description"):
+        load_model(str(saved))
+
+
 @pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"state_dict": s}, lambda s: {"model": s}])
 @pytest.mark.parametrize("prefix", ["", "module."])
 def test_checkpoints_of_other_trainers_load(wrap, prefix, tmp_path):

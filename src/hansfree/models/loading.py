@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -122,8 +121,8 @@ def save_model(
 def _exported(folder: Path, num_classes: int | None) -> Classifier:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        name, classes = config["architecture"], config["num_classes"]
-    except (ValueError, KeyError) as error:
+        name, classes = str(config["architecture"]), int(config["num_classes"])
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{folder / 'config.json'} is not a model's description ({error!r}); export it again."
         ) from error
@@ -132,7 +131,7 @@ def _exported(folder: Path, num_classes: int | None) -> Classifier:
             f"The model in {folder} tells {classes} classes apart, but the data have {num_classes}; "
             "use a model trained for these classes."
         )
-    normalisation = config.get("pretrained_cfg", {})
+    normalisation = config.get("pretrained_cfg") or {}
     model = load_model(
         name,
         num_classes=classes,
@@ -181,15 +180,17 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, ImportError) as error:
-        raise UserError(f"{path} is damaged or not a file of weights; restore it or export the model again.") from error
-    except Exception as error:
-        if "Weights only load failed" not in str(error):
-            raise
-        raise UserError(f"{path} is no file of plain tensors and is not loaded; save a state_dict instead.") from error
+    except Exception as error:  # torch raises many kinds for a damaged file
+        if "Weights only load failed" in str(error):
+            what = "is no file of plain tensors and is not loaded; save a state_dict instead"
+        else:
+            what = "is damaged or not a file of weights; restore it or export the model again"
+        raise UserError(f"{path} {what}.") from error
     for key in ("state_dict", "model"):
-        if isinstance(state.get(key), dict):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(f"{path} holds no tensors by name; save a model's state_dict.")
     return state
 
 
