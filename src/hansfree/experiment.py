@@ -16,12 +16,13 @@ from torch import nn
 from hansfree.checkpoints import Keeper, read_checkpoint
 from hansfree.config import parse
 from hansfree.core import TEST_SPLITS, Benchmark, Classifier, Method, Teacher
-from hansfree.errors import DivergenceError, UserError
+from hansfree.errors import DivergenceError, UserError, unknown
 from hansfree.evaluation import Rule, Selection, heatmaps, judge, measure
 from hansfree.metrics import accuracy, group_accuracies
 from hansfree.models import load_model, save_model, with_batch_statistics
 from hansfree.parts import (
     RunConfig,
+    TeacherConfig,
     make_benchmark,
     make_explainer,
     make_method,
@@ -39,25 +40,31 @@ OnStep = Callable[[str, int, int], None]
 
 def make_teacher(config: RunConfig, benchmark: Benchmark, out: Path, **how: Any) -> Teacher | None:
     """The teacher, trained first in ``out/teacher`` where the config says so."""
-    source = config.teacher
-    if source is None:
+    if config.teacher is None:
         return None
+    model = _ready_model(config.teacher, benchmark)
+    if model is None:
+        folder = run(teacher_config(config), out / "teacher", resume=True, report=False, **how)
+        model = load_model(str(folder.exported), num_classes=len(benchmark.classes))
+    return _live(model, config)
+
+
+def _ready_model(source: TeacherConfig, benchmark: Benchmark) -> nn.Module | None:
+    """The teacher's model, None where it must be trained first."""
     if [source.path, source.model, source.train].count(None) != 2:
         raise UserError("The teacher section needs exactly one of path, model and train.")
-    if source.train is not None:
-        folder = run(teacher_config(config), out / "teacher", resume=True, report=False, **how)
-        model: nn.Module = load_model(str(folder.exported), num_classes=len(benchmark.classes))
-    elif source.path is not None:
-        if not (Path(source.path) / "config.json").is_file():
-            raise UserError(
-                f"teacher.path: {source.path} holds no exported model; name a folder with config.json in it."
-            )
-        model = load_model(source.path, num_classes=len(benchmark.classes))
-    else:
-        model = make_model(source.model or {}, benchmark)
-    if source.statistics == "batch":
-        model = with_batch_statistics(model)
-    return Teacher.live(model, config.teacher_input)
+    if source.path is None:
+        return None if source.model is None else make_model(source.model, benchmark)
+    if not (Path(source.path) / "config.json").is_file():
+        raise UserError(f"teacher.path: {source.path} holds no exported model; name a folder with config.json in it.")
+    return load_model(source.path, num_classes=len(benchmark.classes))
+
+
+def _live(model: nn.Module, config: RunConfig) -> Teacher:
+    assert config.teacher is not None
+    return Teacher.live(
+        with_batch_statistics(model) if config.teacher.statistics == "batch" else model, config.teacher_input
+    )
 
 
 def run(
@@ -73,7 +80,7 @@ def run(
 
     Raises ``UserError`` for mistakes in the config, ``RunError`` when training fails.
     """
-    accelerator = make_accelerator(precision=config.training.precision, device=device)
+    accelerator = make_accelerator(device=device)
     check(config)
     benchmark = make_benchmark(config)
     if accelerator.is_main_process:
@@ -89,7 +96,7 @@ def run(
     if teacher is not None:
         teacher.model.to(accelerator.device)
     method = make_method(config, benchmark, teacher)
-    environment = describe_environment(accelerator, started)
+    environment = describe_environment(accelerator, config.training.precision, started)
     if accelerator.is_main_process:
         write_json(folder.environment, environment)
     steps, seconds = train(config, method, benchmark, folder, accelerator, on_step)
@@ -213,18 +220,6 @@ def evaluate(
     return results
 
 
-def teacher_accuracy(
-    teacher: Teacher | None, benchmark: Benchmark, batch_size: int, device: torch.device
-) -> float | None:
-    """The teacher's accuracy on validation data."""
-    if teacher is None:
-        return None
-    valid = benchmark.split("valid")
-    parts = torch.arange(len(valid)).split(batch_size)
-    answers = torch.cat([teacher.logits(valid.batch(index).to(device)).argmax(1).cpu() for index in parts])
-    return (answers == valid.label).double().mean().item()
-
-
 def flags(folder: RunFolder, final: Mapping[str, float], teacher_acc: float | None) -> list[str]:
     """Warnings about a run that a reader of its loss alone would not suspect."""
     start = next((line for line in folder.read_metrics() if line["event"] == "valid"), None)
@@ -297,7 +292,7 @@ def reevaluate(folder: RunFolder, *, device: str | None = None) -> dict[str, Any
     checkpoint = folder.best if folder.best.exists() else folder.last
     method.load_state_dict(read_checkpoint(checkpoint)["method"])
     cell = old["cells"][0]
-    environment = describe_environment(accelerator, time.time())
+    environment = describe_environment(accelerator, config.training.precision, time.time())
     results = evaluate(
         config,
         method,
@@ -321,14 +316,17 @@ def check(config: RunConfig) -> dict[str, Any]:
     model = make_model(config.model, benchmark)
     teacher = None
     if config.teacher is not None:
-        source = config.teacher.model or config.model
-        if config.teacher.train is not None:
+        ready = _ready_model(config.teacher, benchmark)
+        if ready is None:
             recipe = teacher_config(config)
             check(recipe)
-            source = recipe.model
-        teacher = Teacher.live(make_model(source, benchmark), config.teacher_input)
+            ready = make_model(recipe.model, benchmark)
+        teacher = _live(ready, config)
     method = make_method(config, benchmark, teacher)
     make_explainer(config.evaluation.explainer)
+    for name in config.evaluation.splits or ():
+        if name not in benchmark.split_names():
+            raise unknown("split", name, benchmark.split_names())
     split = benchmark.split("train")
     per_epoch = max(1, len(split) // min(config.training.batch_size, len(split)))
     return {
@@ -352,7 +350,7 @@ def export_run(folder: RunFolder, out: Path) -> None:
             shutil.copyfile(folder.exported / name, path)
 
 
-def describe_environment(accelerator: Accelerator, started: float) -> dict[str, Any]:
+def describe_environment(accelerator: Accelerator, precision: str, started: float) -> dict[str, Any]:
     """Versions and hardware, for the run folder."""
     return {
         "hansfree": version("hansfree"),
@@ -363,6 +361,6 @@ def describe_environment(accelerator: Accelerator, started: float) -> dict[str, 
         "device": str(accelerator.device),
         "processes": accelerator.num_processes,
         "threads": torch.get_num_threads(),
-        "precision": str(accelerator.mixed_precision).replace("no", "fp32"),
+        "precision": precision,
         "time": {"started": time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(started))},
     }

@@ -11,6 +11,7 @@
         method.finish_stage()
 """
 
+import copy
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from typing import Any, Literal, Self
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedDataParallelKwargs
 from pydantic import Field, model_validator
 from torch import Tensor, nn
@@ -68,6 +70,12 @@ class Training(Schema):
             raise ValueError("give either epochs or steps and set the other to null")
         return self
 
+    @model_validator(mode="after")
+    def _milestones(self) -> Self:
+        if self.schedule == "step" and not self.milestones:
+            raise ValueError("schedule: step needs milestones, such as milestones: [10, 20]")
+        return self
+
     def total_steps(self, per_epoch: int) -> int:
         """Steps of a stage. Raises ``UserError`` where neither epochs nor steps are given."""
         if self.steps is not None:
@@ -91,7 +99,7 @@ class Step:
     lr: Mapping[str, float]
     grad_norm: Mapping[str, float]
     snapshot: Callable[[], Snapshot]
-    """The whole training state after this step, to be given to ``fit(resume=...)``."""
+    """A copy of the whole training state, to be asked for before the next step and given to ``fit(resume=...)``."""
 
     @property
     def loss(self) -> float:
@@ -113,7 +121,7 @@ def fit(
     With ``resume``, a snapshot of an earlier step, the remaining steps are the same to the bit on one device.
     Raises ``DivergenceError`` when a loss term or a gradient is not a number, naming step and term.
     """
-    accelerator = accelerator or make_accelerator(precision=training.precision)
+    accelerator = accelerator or make_accelerator()
     if resume is None:
         seed_everything(seed + accelerator.process_index)
     else:
@@ -134,18 +142,24 @@ def _fit_stage(
     accelerator: Accelerator,
     resume: Snapshot | None,
 ) -> Iterator[Step]:
-    if stage.overrides:
-        training = parse(Training, {**training.model_dump(), **stage.overrides}, f"stage {stage.name!r}")
+    training = _of_stage(training, stage)
     batch_size = min(training.batch_size, len(split))
+    if batch_size % accelerator.num_processes:
+        raise UserError(
+            f"training.batch_size: {batch_size} samples cannot be shared out equally over "
+            f"{accelerator.num_processes} processes; choose a multiple of {accelerator.num_processes}."
+        )
     per_epoch = len(split) // batch_size
     steps = training.total_steps(per_epoch)
     groups = parameter_groups(method, stage)
     optimiser = make_optimiser(groups, training)
     schedule = make_schedule(optimiser, training, steps, per_epoch)
     wrapped, prepared = accelerator.prepare(method, optimiser)
+    # Accelerate could do this too, but it keeps one precision for all of a process's life.
+    precision = torch.autocast(accelerator.device.type, torch.bfloat16, enabled=training.precision == "bf16")
     step = 0
     if resume is not None:
-        optimiser.load_state_dict(resume["optimiser"])
+        optimiser.load_state_dict(copy.deepcopy(resume["optimiser"]))  # or it would go on in the snapshot's tensors
         schedule.load_state_dict(resume["schedule"])
         step = resume["step"]
         if accelerator.is_main_process:
@@ -154,13 +168,14 @@ def _fit_stage(
             seed_everything(_mixed(seed, step, accelerator.process_index) % 2**32)
 
     def snapshot() -> Snapshot:
-        return {
+        state = {
             "method": method.state_dict(),
             "optimiser": optimiser.state_dict(),
             "schedule": schedule.state_dict(),
             "random": random_state(),
             "step": step,
         }
+        return copy.deepcopy(state)  # the next step changes these tensors in place
 
     stage_seed = _mixed(seed, int(method.stages_done))
     while step < steps:
@@ -168,7 +183,8 @@ def _fit_stage(
         order = batches(len(split), batch_size, _mixed(stage_seed, epoch), stage.weights)[done : done + steps - step]
         for batch in _loader(split, order, training.workers, accelerator):
             method.train()
-            terms = wrapped(batch.to(accelerator.device))
+            with precision:
+                terms = wrapped(batch.to(accelerator.device))
             loss = torch.stack([term.float() for term in terms.values()]).sum()
             values = _checked_terms(terms, stage, step + 1)
             lr = {name: group["lr"] for name, group in zip(groups, optimiser.param_groups)}
@@ -186,13 +202,24 @@ def _fit_stage(
             yield Step(stage.name, step, steps, (step - 1) // per_epoch, ends, values, lr, norms, snapshot)
 
 
-def make_accelerator(*, precision: str = "fp32", device: str | None = None) -> Accelerator:
+def _of_stage(training: Training, stage: Stage) -> Training:
+    """The settings of one stage; a length of its own, in epochs or in steps, replaces the run's."""
+    if not stage.overrides:
+        return training
+    base = training.model_dump(exclude={"epochs", "steps"} if {"epochs", "steps"} & stage.overrides.keys() else None)
+    return parse(Training, {**base, **stage.overrides}, f"stage {stage.name!r}")
+
+
+def make_accelerator(*, device: str | None = None) -> Accelerator:
     """One process or several (torchrun, accelerate launch), on ``device`` (default: the fastest there is)."""
     if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"The device {device!r} is not there; leave out --device or use --device cpu.")
+    cpu = device == "cpu"
+    if PartialState._shared_state.get("_cpu", cpu) != cpu:  # Accelerate would keep the device of an earlier run
+        AcceleratorState._reset_state(reset_partial_state=True)
     return Accelerator(
-        cpu=device == "cpu",
-        mixed_precision="bf16" if precision == "bf16" else "no",
+        cpu=cpu,
+        mixed_precision="no",
         # Input-gradient losses leave biases without a gradient in some steps.
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
@@ -222,8 +249,9 @@ def make_schedule(
 ) -> lr_scheduler.LRScheduler:
     """The learning rate over ``steps`` steps, stepped after each of them."""
     if training.schedule == "one-cycle":
+        rise = max(training.warmup or 0.3, 2 / (steps + 1))  # torch divides by zero where the first step is the peak
         return lr_scheduler.OneCycleLR(
-            optimiser, training.lr, total_steps=steps + 1, pct_start=training.warmup or 0.3, cycle_momentum=False
+            optimiser, training.lr, total_steps=steps + 1, pct_start=rise, cycle_momentum=False
         )
     warm = round(training.warmup * steps)
     milestones = [epoch * per_epoch for epoch in training.milestones]

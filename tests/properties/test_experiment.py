@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from hansfree.config import merge, parse
+from hansfree.errors import UserError
 from hansfree.experiment import flags, run
 from hansfree.parts import RunConfig
 from hansfree.runs import RunFolder
@@ -123,6 +124,25 @@ def test_the_teacher_may_see_clean_twins(tmp_path):
     folder = run(config(teacher_input="clean"), tmp_path / "run", report=False)
     (cell,) = json.loads(folder.results.read_text())["cells"]
     assert cell["needs"] == ["clean", "teacher"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"evaluation.splits": ["idd"]}, "did you mean 'iid'"),
+        ({"teacher": {"train": None, "path": "absent"}}, r"teacher\.path: absent"),
+        ({"teacher.path": "absent"}, "exactly one of path, model and train"),
+    ],
+)
+def test_what_cannot_work_is_said_before_the_folder_is_claimed(tmp_path, changes, said):
+    with pytest.raises(UserError, match=said):
+        run(config(**changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_precision_is_told(tmp_path):
+    folder = run(config(**{"training.precision": "bf16", "training.epochs": 1}), tmp_path / "run", report=False)
+    assert json.loads(folder.environment.read_text())["precision"] == "bf16"
 
 
 @pytest.mark.parametrize(("loss", "acc", "flagged"), [(0.5, 0.2, True), (0.5, 0.6, False), (0.9, 0.2, False)])

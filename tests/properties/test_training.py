@@ -2,6 +2,7 @@
 
 import io
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from hansfree.core import TEST_SPLITS, Method, Setup, Stage
 from hansfree.errors import DivergenceError, UserError
 from hansfree.evaluation import Selection, spread_over_classes
 from hansfree.methods import ERM
-from hansfree.training import Training, batches, fit, make_optimiser, make_schedule
+from hansfree.training import Training, _ByBatch, batches, fit, make_accelerator, make_optimiser, make_schedule
 
 
 def training(**changes):
@@ -71,6 +72,31 @@ def test_the_learning_rate_follows_its_schedule(changes, expected):
         assert max(range(100), key=rates.__getitem__) in (19, 20)
 
 
+@pytest.mark.parametrize(("warmup", "steps"), [(0.1, 9), (0.05, 19), (0.2, 4), (0.5, 1), (0.0, 1)])
+def test_a_short_cycle_still_rises_from_its_start(warmup, steps):
+    asked = training(schedule="one-cycle", warmup=warmup, lr=1.0, optimiser="sgd")
+    optimiser = make_optimiser({"all": (nn.Parameter(torch.ones(1)),)}, asked)
+    schedule = make_schedule(optimiser, asked, steps=steps, per_epoch=steps)
+    rates = []
+    for _ in range(steps):
+        rates.append(optimiser.param_groups[0]["lr"])
+        optimiser.step()
+        schedule.step()
+    assert rates[0] == pytest.approx(1 / 25)
+    assert all(0 < rate <= 1 for rate in rates)
+
+
+def test_processes_share_a_batch_out_without_a_rest(setup, tiny):
+    split = tiny.split("train")
+    ((index, seed),) = batches(48, 48, 0)
+    shares = [_ByBatch(split, rank, 3)[index, seed].index for rank in range(3)]
+    assert torch.equal(torch.cat(shares), index)
+    assert {len(share) for share in shares} == {16}
+    three = SimpleNamespace(num_processes=3, process_index=0, device=torch.device("cpu"))
+    with pytest.raises(UserError, match=r"training\.batch_size: 8 .* 3 processes"):
+        list(fit(ERM(setup), tiny, training(), accelerator=three))
+
+
 class TwoStages(Method):
     """First the head, then the rest with another learning rate, two groups each clipped apart."""
 
@@ -111,6 +137,36 @@ def test_stages_train_their_groups_with_their_settings_and_resume_anywhere(setup
         assert all(torch.equal(final[key], value) for key, value in resumed.state_dict().items())
 
 
+def test_a_stage_s_own_length_replaces_the_run_s(setup, tiny):
+    stages = [step.stage for step in fit(TwoStages(setup), tiny, training(epochs=None, steps=4))]
+    assert stages == ["head"] * 6 + ["all"] * 4
+
+
+def test_a_snapshot_stays_what_it_was(setup, tiny):
+    method = ERM(setup)
+    for step in fit(method, tiny, training()):
+        if step.step == 4:
+            snapshot = step.snapshot()
+    final = {key: value.clone() for key, value in method.state_dict().items()}
+    for _ in range(2):  # the first use must not spoil the second
+        for _ in fit(method, tiny, training(), resume=snapshot):
+            pass
+        assert all(torch.equal(final[key], value) for key, value in method.state_dict().items())
+
+
+def test_one_process_may_change_precision_and_device(build, tiny):
+    losses = {}
+    for precision in ("fp32", "bf16", "fp32"):
+        steps = fit(build("output-distillation"), tiny, training(precision=precision, epochs=1))
+        losses.setdefault(precision, []).append([step.loss for step in steps])
+    assert losses["fp32"][0] == losses["fp32"][1]
+    assert losses["bf16"][0] != losses["fp32"][0]
+    assert losses["bf16"][0][0] == pytest.approx(losses["fp32"][0][0], rel=0.2)
+    fastest = make_accelerator().device
+    assert make_accelerator(device="cpu").device.type == "cpu"
+    assert make_accelerator().device == fastest
+
+
 def test_clipping_bounds_what_the_optimiser_sees(setup, tiny):
     method = ERM(setup)
     before = [p.clone() for p in method.parameters()]
@@ -145,6 +201,8 @@ def test_length_is_given_once(setup, tiny):
         list(fit(ERM(setup), tiny, Training(batch_size=8)))
     with pytest.raises(ValueError, match="either epochs or steps"):
         Training(epochs=1, steps=1)
+    with pytest.raises(ValueError, match="needs milestones"):
+        Training(epochs=1, schedule="step")
 
 
 @pytest.mark.parametrize("rule", ["last", "iid_val", "iid_val_loss", "worst_group_val", "oracle"])

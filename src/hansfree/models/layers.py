@@ -30,7 +30,7 @@ class ScaleNorm(nn.Module):
         """Normalise [b, channels, ...]."""
         dims = [0, *range(2, x.dim())]
         if self.training or self.running is None:
-            square = x.square().mean(dims)
+            square = x.to(self.weight.dtype).square().mean(dims)  # autocast may have halved x's precision
             if self.training and self.running is not None:
                 self.running = self.running.lerp(square.detach(), self.momentum)
         else:
