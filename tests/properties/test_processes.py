@@ -20,11 +20,50 @@ CONFIG = {
 }
 
 
-def launched(processes, config, out):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    command += ["-m", "hansfree", "run", str(config), "--device", "cpu", "--out", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
+TWO_STAGES = """
+import json, sys
+import torch
+from hansfree.benchmarks import ColouredDigits
+from hansfree.core import Setup, Stage
+from hansfree.methods import ERM
+from hansfree.models import load_model
+from hansfree.training import Training, fit, make_accelerator
+
+class HeadFirst(ERM):
+    def next_stage(self):
+        head = tuple(self.student.get_classifier().parameters())
+        stages = Stage("head", {"head": head}, {"steps": 3}), Stage("all", {"all": tuple(self.parameters())})
+        return stages[self.stages_done] if self.stages_done < 2 else None
+
+torch.manual_seed(0)
+digits = ColouredDigits(limit=200, valid=40, test=40)
+student = load_model("small-cnn", num_classes=10, options={"widths": [4, 8], "norm": "none"})
+method = HeadFirst(Setup(lambda: student, None, 120, 10, digits.input))
+here = make_accelerator(device="cpu")
+steps = list(fit(method, digits, Training(steps=4, batch_size=32, lr=0.1), accelerator=here))
+if here.is_main_process:
+    print(json.dumps([list(step.grad_norm.items()) for step in steps]))
+"""
+
+
+def started(processes, *what):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", *what]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, timeout=200)
     assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_two_processes_go_through_the_stages_of_one(tmp_path):
+    script = tmp_path / "two_stages.py"
+    script.write_text(TWO_STAGES)
+    one, two = (json.loads(started(processes, script)) for processes in (1, 2))
+    assert [name for ((name, _),) in two] == ["head"] * 3 + ["all"] * 4
+    assert [norm for ((_, norm),) in two] == pytest.approx([norm for ((_, norm),) in one], rel=1e-3)
+
+
+def launched(processes, config, out):
+    started(processes, "-m", "hansfree", "run", config, "--device", "cpu", "--out", out)
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     return [line for line in lines if line["event"] == "step"], json.loads((out / "results.json").read_text())
 
