@@ -115,8 +115,12 @@ def make_method(config: RunConfig, benchmark: Benchmark, teacher: Teacher | None
     given = {"setup": setup} | ({} if explainer is None else {"explainer": explainer})
     section = config.method
     name = section.get("name")
-    if explainer is None and name in METHODS and "explainer" in METHODS[name].__init__.__annotations__:
-        raise UserError(f"The method {name!r} needs an explainer; add a section such as `explainer: {{name: lrp}}`.")
+    if name in METHODS:
+        explains = "explainer" in METHODS[name].__init__.__annotations__
+        if explains and explainer is None:
+            raise UserError(f"The method {name!r} needs an explainer; add a section such as explainer: {{name: lrp}}.")
+        if explainer is not None and not explains:
+            raise UserError(f"The method {name!r} takes no explainer; take the explainer section out.")
     return named(METHODS, section, "method", **given)
 
 

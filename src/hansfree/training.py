@@ -212,8 +212,8 @@ def _of_stage(training: Training, stage: Stage) -> Training:
 
 def make_accelerator(*, device: str | None = None) -> Accelerator:
     """One process or several (torchrun, accelerate launch), on ``device`` (default: the fastest there is)."""
-    if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"The device {device!r} is not there; leave out --device or use --device cpu.")
+    if device is not None:
+        _claim_device(device)
     cpu = device == "cpu"
     if PartialState._shared_state.get("_cpu", cpu) != cpu:  # Accelerate would keep the device of an earlier run
         AcceleratorState._reset_state(reset_partial_state=True)
@@ -223,6 +223,16 @@ def make_accelerator(*, device: str | None = None) -> Accelerator:
         # Input-gradient losses leave biases without a gradient in some steps.
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
+
+
+def _claim_device(name: str) -> None:
+    """Make ``name`` the device that Accelerate will find. Raises ``UserError`` for one that is not there."""
+    kind, _, number = name.partition(":")
+    there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if kind not in there or not (number or "0").isdigit() or int(number or 0) >= there[kind]:
+        raise UserError(f"The device {name!r} is not there; leave out --device or use --device cpu.")
+    if kind == "cuda":
+        torch.cuda.set_device(int(number or 0))
 
 
 def parameter_groups(method: Method, stage: Stage) -> dict[str, tuple[nn.Parameter, ...]]:

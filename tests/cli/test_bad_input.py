@@ -40,6 +40,7 @@ def sentence(err):
         ("model.name=nowhere/exported", "config.json"),
         ("method.name=output-distillation", "teacher"),
         ("method.name=explanation-distillation", "explainer"),
+        ("explainer.name=lrp", "takes no explainer"),
         ("method.name=nowhere:Method", "cannot be imported"),
         ("training.epochs=null", "training.epochs"),
         ("selection=best", "selection"),
@@ -52,6 +53,13 @@ def test_a_wrong_setting_is_answered_in_one_sentence(hansfree, config, tmp_path,
     assert code == 2, err
     assert said in sentence(err)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "cpu:x"])
+def test_a_device_that_is_not_there(hansfree, config, tmp_path, device):
+    code, _, err = hansfree("run", config(), "--device", device, "--out", tmp_path / "run")
+    assert code == 2
+    assert device in sentence(err)
 
 
 def test_broken_and_missing_configs(hansfree, tmp_path):
