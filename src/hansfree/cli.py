@@ -277,6 +277,7 @@ def _stop(message: object, code: int) -> NoReturn:
 
 def main() -> None:
     """Entry point: exit 0 when all went well, 2 for a mistake in what was asked, 1 for a run that failed."""
+    sys.path.insert(0, "")  # package.module:Name may live in the current folder, as with python -m
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:

@@ -356,6 +356,12 @@ class Method(nn.Module, ABC):
         """Called by the loop when a stage is over; its position lives in a buffer, so that resuming finds it."""
         self.stages_done = self.stages_done + 1
 
+    def place(self, device: torch.device | str) -> None:
+        """Move the method to ``device``, and its teacher with it: not being a submodule, it would stay behind."""
+        self.to(device)
+        if self._setup.teacher is not None:
+            self._setup.teacher.model.to(device)
+
     def draws(self, source: Drawer, batch: Batch) -> Draws:
         """Random draws per sample while training, fixed ones by index otherwise, on the batch's device."""
         drawn = source.draw(len(batch)) if self.training else source.fixed_draws(batch.index)

@@ -93,8 +93,6 @@ def run(
         return folder
     started = time.time()
     teacher = make_teacher(config, benchmark, out, device=device, on_step=on_step)
-    if teacher is not None:
-        teacher.model.to(accelerator.device)
     method = make_method(config, benchmark, teacher)
     environment = describe_environment(accelerator, config.training.precision, started)
     if accelerator.is_main_process:
@@ -124,7 +122,7 @@ def train(
     settings, device = config.training, accelerator.device
     keeper = Keeper(folder, active=accelerator.is_main_process)
     name = config.variant or config.method["name"]
-    method.to(device)
+    method.place(device)
     if keeper.loaded is None:
         metrics, terms = selection.validate(method, config.evaluation.batch_size, device)
         keeper.record({"event": "valid", "stage": "start", "step": 0, "epoch": -1, "metrics": metrics, "terms": terms})
@@ -181,7 +179,8 @@ def evaluate(
     seconds: float,
 ) -> dict[str, Any]:
     """Measure the model in ``method``, export it, and write heatmaps and results.json (last: then the run is done)."""
-    method.to(device).eval()
+    method.place(device)
+    method.eval()
     teacher = method.teacher if "teacher" in method.needs else None
     settings = config.evaluation
     tests = settings.splits or tuple(name for name in benchmark.split_names() if name in TEST_SPLITS)
@@ -189,6 +188,8 @@ def evaluate(
     metrics, _ = Selection(rule, benchmark).validate(method, settings.batch_size, device)
     judged = judge(method, teacher, benchmark, ("valid", *tests), settings.batch_size, device)
     warnings = flags(folder, metrics, accuracy(judged["teacher", "valid"]) if teacher else None)
+    logged = [line.get("text") for line in folder.read_metrics() if line["event"] == "warning"]
+    folder.append_metrics({"event": "warning", "text": text} for text in warnings if text not in logged)
     write_heatmaps(config, method, teacher, benchmark, tests, folder, device)
     if isinstance(method.student, Classifier):
         save_model(method.student, folder.exported, input=benchmark.input, classes=benchmark.classes)

@@ -28,7 +28,7 @@ from hansfree.parts import RunConfig, TeacherConfig, teacher_config
 from hansfree.report import build_report, tables
 from hansfree.runs import RunFolder, SuiteFolder, read_results, write_json, write_text
 
-Outcome = tuple[Literal["done", "failed", "interrupted"], str | None]
+Outcome = tuple[Literal["done", "failed"], str | None]
 
 
 class SuiteConfig(Schema):

@@ -126,7 +126,7 @@ def fit(
         seed_everything(seed + accelerator.process_index)
     else:
         method.load_state_dict(resume["method"])
-    method.to(accelerator.device)
+    method.place(accelerator.device)
     while (stage := method.next_stage()) is not None:
         yield from _fit_stage(method, benchmark.split(stage.split), stage, training, seed, accelerator, resume)
         resume = None

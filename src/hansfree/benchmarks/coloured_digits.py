@@ -1,14 +1,15 @@
 """Coloured digits: every class has its colour, and at test time the colours change.
 
 Construction: Ahmed et al., "Systematic generalisation with group invariant predictions", ICLR 2021 (COLOURED
-MNIST); all of it biased and with the digit 0 as an ordinary class as in Bassi and Cavalli, "Explanation is all you
-need in distillation: mitigating bias and shortcut learning"; palette ``lff``: Nam et al., "Learning from failure",
-NeurIPS 2020.
+MNIST); all of it biased and with the digit 0 as an ordinary class as in Bassi, Cavalli and Decherchi, "Explanation
+is all you need in distillation: mitigating bias and shortcut learning"; palette ``lff``: Nam et al., "Learning from
+failure", NeurIPS 2020.
 
     foreground:  image = grey * colour                     a coloured digit on black
     background:  image = grey + (1 - grey) * colour        a white digit on a coloured ground
 
-The second is a construction of ours: the MNIST background bias of Bassi and Cavalli is not defined in their paper.
+The second is a construction of ours: the MNIST background bias of Bassi, Cavalli and Decherchi is not defined in
+their paper.
 
 Splits. A sample's colour is drawn once and stays, the same in every run with the same seeds:
 
@@ -119,7 +120,7 @@ def drawn_palette(count: int, apart_from: Colours, generator: torch.Generator) -
 
 
 def uniform_colours(count: int, generator: torch.Generator) -> Colours:
-    """Each channel uniform in [0, 1]: what the teacher of Bassi and Cavalli is trained on."""
+    """Each channel uniform in [0, 1]: what the teacher of Bassi, Cavalli and Decherchi is trained on."""
     return torch.rand(count, 3, generator=generator)
 
 
