@@ -11,12 +11,13 @@ import importlib
 from types import ModuleType
 
 import torch
+from torch.library import Library
 
 _SCHEMAS = {
     "nms": "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms": "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 }
-_libraries: list[torch.library.Library] = []  # a Library undeclares its schemas when it is collected
+_libraries: list[Library] = []  # a Library undeclares its schemas when it is collected
 
 
 def import_torchvision(module: str = "torchvision") -> ModuleType:
@@ -31,7 +32,7 @@ def import_torchvision(module: str = "torchvision") -> ModuleType:
             raise
     for name, schema in _SCHEMAS.items():
         if not _declared(name):
-            library = torch.library.Library("torchvision", "FRAGMENT")
+            library = Library("torchvision", "FRAGMENT")
             library.define(schema)
             _libraries.append(library)
     return importlib.import_module(module)
