@@ -65,6 +65,7 @@ def propagate(
     statistics: Statistics = "constant",
     epsilon: float | Float[Tensor, "b"] | None = None,
     output_factor: bool = False,
+    at: Callable[[], Tensor] | None = None,
 ) -> Signal:
     """The gradient of the target logits with respect to the input, modified as LRP asks where ``epsilon`` is given.
 
@@ -72,6 +73,9 @@ def propagate(
     everything affine between two ReLUs taken as one layer; ``output_factor`` starts from |y| / (|y| + epsilon)
     instead of 1, which is the same rule for the last layer. Functions that have no such rule raise ``UserError``.
     Without an epsilon it is the plain gradient, whatever the network.
+
+    ``at`` is asked after the forward pass for the tensor to differentiate by, an activation of the network in
+    place of its input; the Signal's ``input`` is then that tensor.
     """
     differentiable = torch.is_grad_enabled()
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(input.device.type, enabled=False):
@@ -90,10 +94,11 @@ def propagate(
         chosen = resolve(target, logits)
         y = logits.gather(1, chosen.view(len(chosen), -1))
         start = call.factor(y.abs()) if output_factor else torch.ones_like(y)
-        signal = torch.stack(_backward(call, x, y, start, differentiable), 1)
+        by = x if at is None else at()
+        signal = torch.stack(_backward(call, by, y, start, differentiable), 1)
     return Signal(
         logits if differentiable else logits.detach(),
-        x if differentiable and input.requires_grad else x.detach(),
+        by if differentiable and (at is not None or input.requires_grad) else by.detach(),
         signal if chosen.ndim == 2 else signal.squeeze(1),
     )
 
