@@ -8,15 +8,16 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, NamedTuple, cast, final
+from typing import Any, ClassVar, Literal, NamedTuple, cast, final, get_args
 from zlib import crc32
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.overrides import handle_torch_function, has_torch_function
 
-from hansfree.errors import UserError
+from hansfree.errors import UserError, unknown
 
 Draws = Mapping[str, Tensor]
 """What varies per sample and is shared by teacher and student (an epsilon, a noise, a coin): tensors of length b."""
@@ -157,14 +158,22 @@ class InputSpec:
     width: int
 
 
+Encoding = Literal["plain", "six-channels"]
+"""How pixels become channels: as they are, or followed by their complement [x, 1 - x] as B-cos networks want."""
+
+
 @final
 class Classifier(nn.Module):
-    """A network that takes pixels in [0, 1], normalises inside, and shows its parts.
+    """A network that takes pixels in [0, 1], prepares them inside, and shows its parts.
 
-    logits = head(adapter(features((x - mean) / std))). The network speaks timm's words:
-    ``forward_features`` (the last feature map, [b, c, h, w]), ``forward_head`` and ``get_classifier``
-    (the last linear layer). ``config`` is what :func:`hansfree.models.load_model` needs to build it again.
+    logits = head(adapter(features((encode(resize(x)) - mean) / std))). Where ``size`` is None, images keep their
+    size. The network speaks timm's words: ``forward_features`` (the last feature map, [b, c, h, w]),
+    ``forward_head`` and ``get_classifier`` (the last linear layer). ``config`` is what
+    :func:`hansfree.models.load_model` needs to build it again.
     """
+
+    mean: Tensor | None
+    std: Tensor | None
 
     def __init__(
         self,
@@ -173,20 +182,39 @@ class Classifier(nn.Module):
         *,
         mean: Iterable[float] | None = None,
         std: Iterable[float] | None = None,
+        size: tuple[int, int] | None = None,
+        encoding: Encoding = "plain",
     ) -> None:
         super().__init__()
+        if encoding not in get_args(Encoding):
+            raise unknown("encoding", encoding, get_args(Encoding))
         self.network = network
         self.adapter: nn.Module = nn.Identity()
         self.config: dict[str, Any] = dict(config)
-        self.mean: Tensor | None
-        self.std: Tensor | None
+        self.size, self.encoding = size, encoding
         for name, values in (("mean", mean), ("std", std)):
             value = None if values is None else torch.tensor(list(values)).view(-1, 1, 1)
             self.register_buffer(name, value, persistent=False)
 
-    def _normalised(self, x: Tensor) -> Tensor:
+    def prepare(self, x: Float[Tensor, "b c h w"]) -> Tensor:
+        """What the network sees of pixels in [0, 1]: resized, encoded, normalised; differentiable twice."""
+        if self.size is not None and x.shape[-2:] != self.size:
+            x = F.interpolate(x, self.size, mode="bilinear", antialias=self._shrinks(x))
+        x = torch.cat((x, 1 - x), 1) if self.encoding == "six-channels" else x
         x = x if self.mean is None else x - self.mean
         return x if self.std is None else x / self.std
+
+    def _shrinks(self, x: Tensor) -> bool:
+        return self.size is not None and (x.shape[-2] > self.size[0] or x.shape[-1] > self.size[1])
+
+    def forward_prepared(self, z: Tensor) -> Tensor:
+        """Logits [b, classes] of what :meth:`prepare` gives."""
+        if isinstance(self.adapter, nn.Identity):
+            return self.network(z)
+        return self.forward_head(self._features(z))
+
+    def _features(self, z: Tensor) -> Tensor:
+        return self.adapter(self._part("forward_features")(z))
 
     def _part(self, name: str) -> Callable[..., Any]:
         part = getattr(self.network, name, None)
@@ -199,7 +227,7 @@ class Classifier(nn.Module):
 
     def forward_features(self, x: Float[Tensor, "b c h w"]) -> Tensor:
         """The last feature map, after the adapter where there is one."""
-        return self.adapter(self._part("forward_features")(self._normalised(x)))
+        return self._features(self.prepare(x))
 
     def forward_head(self, features: Tensor) -> Tensor:
         """Logits from the last feature map."""
@@ -210,10 +238,8 @@ class Classifier(nn.Module):
         return self._part("get_classifier")()
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Tensor:
-        """Logits [b, classes]."""
-        if isinstance(self.adapter, nn.Identity):
-            return self.network(self._normalised(x))
-        return self.forward_head(self.forward_features(x))
+        """Logits [b, classes]: :meth:`forward_prepared` of :meth:`prepare`."""
+        return self.forward_prepared(self.prepare(x))
 
 
 class Answer(NamedTuple):
