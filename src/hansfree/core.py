@@ -31,11 +31,25 @@ TEST_SPLITS = ("iid", "ood", "shift")
 
 @dataclass(frozen=True)
 class Tokens:
-    """A batch of texts: token ids, the mask of real tokens, and the word that each token belongs to (-1: none)."""
+    """A batch of texts: token ids, the mask of real tokens, and the word that each token belongs to (-1: none).
+
+    A real token of no word is special: it opens, closes or parts a text. Raises ``UserError`` where shapes differ.
+    """
 
     ids: Int[Tensor, "b length"]
     mask: Bool[Tensor, "b length"]
     word_ids: Int[Tensor, "b length"]
+
+    def __post_init__(self) -> None:
+        if not self.ids.shape == self.mask.shape == self.word_ids.shape or self.ids.ndim != 2:
+            shapes = [list(values.shape) for values in (self.ids, self.mask, self.word_ids)]
+            raise UserError(
+                f"The ids, mask and word_ids of tokens must share one shape [b, length], but theirs are {shapes}; "
+                "pad the texts of a batch to one length."
+            )
+
+    def __len__(self) -> int:
+        return len(self.ids)
 
 
 @dataclass(frozen=True)
@@ -124,8 +138,12 @@ class Explainer(Drawer, ABC):
     """
 
     @abstractmethod
-    def __call__(self, model: nn.Module, input: Tensor, target: Target, *, draws: Draws | None = None) -> Explanation:
-        """Explain ``model`` at ``input`` for ``target``; ``draws`` come from :meth:`draw` (None: the rule's middle)."""
+    def __call__(self, model: nn.Module, input: Any, target: Target, *, draws: Draws | None = None) -> Explanation:
+        """Explain ``model`` at ``input`` for ``target``; ``draws`` come from :meth:`draw` (None: the rule's middle).
+
+        Every explainer takes images [b, c, h, w]; those whose signature says so take :class:`Tokens` as well, for
+        a model that has ``embed`` and ``from_embeddings``, and their map is then [b, length] or [b, k, length].
+        """
 
 
 class TargetRule(Drawer, ABC):
@@ -233,8 +251,8 @@ class Classifier(nn.Module):
         """Logits from the last feature map."""
         return self._part("forward_head")(features)
 
-    def get_classifier(self) -> nn.Linear:
-        """The last linear layer."""
+    def get_classifier(self) -> nn.Module:
+        """The layer that makes the logits: linear, or in a few families a convolution."""
         return self._part("get_classifier")()
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Tensor:

@@ -6,14 +6,27 @@
 from hansfree.core import Explainer
 from hansfree.explainers.features import Attention, FeatureMap
 from hansfree.explainers.gradient import GradientXInput, InputGradient
+from hansfree.explainers.integrated_gradients import IntegratedGradients
+from hansfree.explainers.loss_gradient import LossGradient
 from hansfree.explainers.lrp import LRP
 
 EXPLAINERS: dict[str, type[Explainer]] = {
     "gradient": InputGradient,
     "gradient-x-input": GradientXInput,
     "lrp": LRP,
+    "integrated-gradients": IntegratedGradients,
+    "loss-gradient": LossGradient,
     "attention": Attention,
     "features": FeatureMap,
 }
 
-__all__ = ["EXPLAINERS", "LRP", "Attention", "FeatureMap", "GradientXInput", "InputGradient"]
+__all__ = [
+    "EXPLAINERS",
+    "LRP",
+    "Attention",
+    "FeatureMap",
+    "GradientXInput",
+    "InputGradient",
+    "IntegratedGradients",
+    "LossGradient",
+]

@@ -1,7 +1,9 @@
 """Input gradient and gradient x input.
 
 Simonyan et al. 2014, https://arxiv.org/abs/1312.6034 (gradient); Shrikumar et al. 2017,
-https://arxiv.org/abs/1605.01713 (gradient x input).
+https://arxiv.org/abs/1605.01713 (gradient x input). Texts: the gradient is taken at the word embeddings e, and a
+token's value is its length |dy_k / de| (Li et al. 2016, https://arxiv.org/abs/1506.01066) or the inner product
+e . dy_k / de.
 
 Deviation: batch norm in training mode is held constant inside the explanation, so that the map of one sample
 does not depend on the gradient of the others; ``statistics="differentiated"`` is plain autograd.
@@ -12,8 +14,10 @@ from typing import final
 
 from torch import Tensor, nn
 
-from hansfree.core import Draws, Explainer, Explanation, Target
-from hansfree.explainers.propagation import Statistics, check_statistics, propagate
+from hansfree.core import Draws, Explainer, Explanation, Target, Tokens
+from hansfree.explainers.nodes import Statistics
+from hansfree.explainers.propagation import check_statistics, propagate
+from hansfree.explainers.text import at_real_tokens, place_of
 
 
 @final
@@ -26,10 +30,15 @@ class InputGradient(Explainer):
     def __post_init__(self) -> None:
         check_statistics(self.statistics)
 
-    def __call__(self, model: nn.Module, input: Tensor, target: Target, *, draws: Draws | None = None) -> Explanation:
+    def __call__(
+        self, model: nn.Module, input: Tensor | Tokens, target: Target, *, draws: Draws | None = None
+    ) -> Explanation:
         """Explain ``model`` at ``input``. Raises ``UserError`` for a target out of range or constant logits."""
-        found = propagate(model, input, target, statistics=self.statistics)
-        return Explanation(found.logits, found.signal)
+        place = place_of(model, input)
+        found = propagate(place.network, place.input, target, statistics=self.statistics)
+        signal = found.signal
+        map = at_real_tokens(signal.norm(dim=-1), input) if isinstance(input, Tokens) else signal
+        return Explanation(found.logits, map)
 
 
 @final
@@ -42,7 +51,10 @@ class GradientXInput(Explainer):
     def __post_init__(self) -> None:
         check_statistics(self.statistics)
 
-    def __call__(self, model: nn.Module, input: Tensor, target: Target, *, draws: Draws | None = None) -> Explanation:
+    def __call__(
+        self, model: nn.Module, input: Tensor | Tokens, target: Target, *, draws: Draws | None = None
+    ) -> Explanation:
         """Explain ``model`` at ``input``. Raises ``UserError`` for a target out of range or constant logits."""
-        found = propagate(model, input, target, statistics=self.statistics)
-        return Explanation(found.logits, found.times_input())
+        place = place_of(model, input)
+        found = propagate(place.network, place.input, target, statistics=self.statistics)
+        return Explanation(found.logits, place.collect(found.times_input()))
