@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from hansfree.errors import UserError
 from hansfree.explainers import LRP, Attention, FeatureMap, GradientXInput, InputGradient
 from hansfree.explainers.propagation import resolve
+from hansfree.models.layers import ScaleNorm
 
 
 class Bend(nn.Module):
@@ -125,36 +126,39 @@ def test_affine_layers_belong_to_the_layer_before_the_relu(name):
 
 
 REFUSED = {
-    "gelu": nn.GELU(),
-    "silu": nn.SiLU(),
-    "leaky_relu": nn.LeakyReLU(),
-    "relu6": nn.ReLU6(),
-    "elu": nn.ELU(),
-    "hardswish": nn.Hardswish(),
     "prelu": nn.PReLU(),
-    "sigmoid": nn.Sigmoid(),
-    "softmax": nn.Softmax(1),
-    "layer_norm": nn.LayerNorm([8, 3, 3]),
-    "group_norm": nn.GroupNorm(2, 8),
-    "instance_norm": nn.InstanceNorm2d(8),
-    "scaled_dot_product": Bend(lambda x: F.scaled_dot_product_attention(x, x, x)),
+    "softplus": nn.Softplus(),
+    "celu": nn.CELU(),
+    "clamping": nn.Hardtanh(1.0, 2.0),
+    "a sigmoid that multiplies nothing": nn.Sigmoid(),
+    "sigmoid that multiplies": Bend(lambda x: x + torch.sigmoid(x)),
+    "log_softmax": nn.LogSoftmax(1),
     "clamp_min": Bend(lambda x: x.clamp_min(0)),
     "amax": Bend(lambda x: x - x.amax(1, keepdim=True)),
-    "product of two activations": Bend(lambda x: x * x.mean((2, 3), keepdim=True)),
     "division by an activation": Bend(lambda x: torch.ones_like(x) / (2 + x)),
+    "addcmul": Bend(lambda x: torch.addcmul(torch.zeros_like(x), x, x)),
     "in place of a part": Bend(lambda x: (x[:, :4].relu_(), x)[1]),
-    "neither scripted": torch.jit.script(nn.Sequential(nn.Conv2d(8, 8, 1), nn.ReLU())),
+    "relu": torch.jit.script(nn.Sequential(nn.Conv2d(8, 8, 1), nn.ReLU())),
 }
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_lrp_refuses_what_it_has_no_rule_for(name):
-    model = network(REFUSED[name], nn.ReLU())
-    with pytest.raises(UserError, match=name):
+    model = nn.Sequential(nn.Identity(), network(nn.Identity(), REFUSED[name], nn.ReLU()))
+    module = type(REFUSED[name]).__name__
+    with pytest.raises(UserError, match=rf"{name}.*1\.5 \({module}\)"):
         LRP(0.01)(model, images(), TARGET)
     x = images().requires_grad_()
     (expected,) = torch.autograd.grad(model(x).gather(1, TARGET[:, None]).sum(), x)
     torch.testing.assert_close(InputGradient()(model, images(), TARGET).map, expected)
+
+
+def test_a_refusal_leaves_running_statistics_alone():
+    model = nn.Sequential(network(nn.BatchNorm2d(8), ScaleNorm(8), nn.Softplus())).train().double()
+    before = {name: value.clone() for name, value in model.state_dict().items() if "running" in name}
+    with pytest.raises(UserError, match=r"0\.6 \(Softplus\)"):
+        LRP(0.01)(model, images(), TARGET)
+    assert torch.equal(model.state_dict()["0.4.running_mean"], before["0.4.running_mean"])
 
 
 @pytest.mark.parametrize("epsilon", [0, -0.1, (0.1, 0.01), (0.0, 0.1), (0.1, 0.2, 0.3), float("nan"), float("inf")])

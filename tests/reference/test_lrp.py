@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hansfree.core import Explainer, held_affine
 from hansfree.explainers import LRP, GradientXInput, InputGradient
-from hansfree.explainers.propagation import _Attenuate, _Call, _ConvSignal, _HeldAffine, _RuledConv2d
+from hansfree.explainers.nodes import Attenuate, Call, ConvSignal, HeldAffine, RuledConv2d
 from hansfree.torchvision_guard import import_torchvision
 
 torchvision = import_torchvision()  # before zennit, which imports it too
@@ -282,24 +282,26 @@ def test_the_last_bias_learns_from_lrp_only_with_the_output_factor():
 def test_attenuation_has_the_right_derivatives():
     g, a = torch.randn(3, 4, dtype=torch.double), torch.rand(3, 4, dtype=torch.double) + 0.1
     for epsilon in (0.1, torch.tensor([[0.1], [0.2], [0.3]], dtype=torch.double)):
-        torch.testing.assert_close(_Attenuate.apply(g, a, epsilon), g * a / (a + epsilon))
+        torch.testing.assert_close(Attenuate.apply(g, a, epsilon), g * a / (a + epsilon))
         assert torch.autograd.gradcheck(
-            lambda g, a, e=epsilon: _Attenuate.apply(g, a, e), (g.requires_grad_(), a.requires_grad_())
+            lambda g, a, e=epsilon: Attenuate.apply(g, a, e), (g.requires_grad_(), a.requires_grad_())
         )
     zero = torch.zeros(2, dtype=torch.double, requires_grad=True)
-    assert not _Attenuate.apply(torch.ones(2, dtype=torch.double), zero, 0.1).any()
+    assert not Attenuate.apply(torch.ones(2, dtype=torch.double), zero, 0.1).any()
 
 
 def test_a_held_affine_map_is_ordinary_unless_explaining():
     x, scale, shift = (
         torch.randn(s, dtype=torch.double, requires_grad=True) for s in ((2, 3, 2), (1, 3, 1), (1, 3, 1))
     )
-    call = _Call("constant", None)
+    call = Call("constant", None)
     inputs = (x, scale, shift)
-    assert torch.autograd.gradcheck(lambda *t: _HeldAffine.apply(call, *t), inputs)
-    assert torch.autograd.gradgradcheck(lambda *t: _HeldAffine.apply(call, *t), inputs)
+    assert torch.autograd.gradcheck(lambda *t: HeldAffine.apply(call, True, *t), inputs)
+    assert torch.autograd.gradgradcheck(lambda *t: HeldAffine.apply(call, True, *t), inputs)
     call.explaining = True
-    grads = torch.autograd.grad(_HeldAffine.apply(call, *inputs).sum(), inputs, create_graph=True, allow_unused=True)
+    grads = torch.autograd.grad(
+        HeldAffine.apply(call, True, *inputs).sum(), inputs, create_graph=True, allow_unused=True
+    )
     torch.testing.assert_close(grads[0], scale.expand_as(x))
     assert grads[0].requires_grad and grads[1] is None and grads[2] is None
 
@@ -309,17 +311,17 @@ def test_convolutions_have_the_right_derivatives(geometry):
     x = torch.randn(2, 4, 6, 6, dtype=torch.double, requires_grad=True)
     weight = torch.randn(4, 4 // geometry[3], 3, 3, dtype=torch.double, requires_grad=True)
     bias = torch.randn(4, dtype=torch.double, requires_grad=True)
-    call = _Call("constant", None)
+    call = Call("constant", None)
 
     def conv(*t):
-        return _RuledConv2d.apply(call, *t, geometry, False)
+        return RuledConv2d.apply(call, *t, geometry, False)
 
     assert torch.autograd.gradcheck(conv, (x, weight, bias), fast_mode=True)
     assert torch.autograd.gradgradcheck(conv, (x, weight, bias), fast_mode=True)
     g = torch.randn_like(conv(x, weight, bias)).requires_grad_()
 
     def signal(g, weight):
-        return _ConvSignal.apply(g, x.detach(), weight, geometry)
+        return ConvSignal.apply(g, x.detach(), weight, geometry)
 
     torch.testing.assert_close(signal(g, weight), torch.autograd.grad(conv(x, weight, bias), x, g)[0])
     assert torch.autograd.gradcheck(signal, (g, weight), fast_mode=True)

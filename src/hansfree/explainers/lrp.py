@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from hansfree.core import Draws, Explainer, Explanation, Target
 from hansfree.errors import UserError
-from hansfree.explainers.propagation import Statistics, check_statistics, propagate
+from hansfree.explainers.propagation import Semantics, Statistics, check_semantics, check_statistics, propagate
 
 
 @final
@@ -42,9 +42,11 @@ class LRP(Explainer):
     epsilon: float | tuple[float, float] = (0.001, 0.01)
     output_factor: bool = True
     statistics: Statistics = "constant"
+    semantics: Semantics = "fused"
 
     def __post_init__(self) -> None:
         check_statistics(self.statistics)
+        check_semantics(self.semantics)
         if isinstance(self.epsilon, Sequence):
             object.__setattr__(self, "epsilon", tuple(self.epsilon))
         low, high = self._range() if not isinstance(self.epsilon, tuple) or len(self.epsilon) == 2 else (0.0, 0.0)
@@ -85,5 +87,6 @@ class LRP(Explainer):
             statistics=self.statistics,
             epsilon=epsilon,
             output_factor=self.output_factor,
+            semantics=self.semantics,
         )
         return Explanation(found.logits, found.times_input())
