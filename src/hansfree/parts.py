@@ -69,10 +69,14 @@ class RunConfig(Schema):
 
 def named(registry: Mapping[str, Any], section: Section, kind: str, **given: Any) -> Any:
     """What a section names: an entry of ``registry``, or the user's own ``package.module:Name``."""
-    name = section.get("name")
-    if isinstance(name, str) and ":" in name:
-        registry = {name: imported(name, kind)}
-    return construct(registry, section, kind, given=given)
+    return construct({**registry, **_own(section, kind)}, section, kind, given=given)
+
+
+def _own(section: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """The user's own things that a section names, and a section of the same kind inside it."""
+    name, inside = section.get("name"), section.get(kind)
+    own = {name: imported(name, kind)} if isinstance(name, str) and ":" in name else {}
+    return own | (_own(inside, kind) if isinstance(inside, Mapping) else {})
 
 
 def make_benchmark(config: RunConfig) -> Benchmark:
@@ -90,7 +94,7 @@ def make_model(section: Section, benchmark: Benchmark) -> Classifier:
 
     Settings of our own networks stand beside the name: ``{name: small-cnn, widths: [16, 32, 64]}``.
     """
-    settings = ("pretrained", "stem", "mean", "std", "weights", "adapter")
+    settings = ("pretrained", "stem", "mean", "std", "size", "weights", "adapter")
     options = {key: value for key, value in section.items() if key not in ("name", *settings)}
     given = {"num_classes": len(benchmark.classes), "channels": benchmark.input.channels, "options": options}
     chosen = {key: section[key] for key in settings if key in section}

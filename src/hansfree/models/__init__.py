@@ -3,16 +3,19 @@
 from hansfree.models.layers import ScaleNorm
 from hansfree.models.loading import (
     MODELS,
+    SOURCES,
     attach_adapter,
     load_model,
     save_model,
     transplant_last_layer,
     with_batch_statistics,
+    wrap,
 )
 from hansfree.models.small import SmallCNN, SmallResNet
 
 __all__ = [
     "MODELS",
+    "SOURCES",
     "ScaleNorm",
     "SmallCNN",
     "SmallResNet",
@@ -21,4 +24,5 @@ __all__ = [
     "save_model",
     "transplant_last_layer",
     "with_batch_statistics",
+    "wrap",
 ]

@@ -1,24 +1,55 @@
 """Models by name, path or factory; saving and loading without ever unpickling code."""
 
+import copy
+import dataclasses
 import importlib
+import inspect
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from hansfree.config import construct
-from hansfree.core import Classifier, InputSpec
+from hansfree.core import Classifier, Encoding, InputSpec
 from hansfree.errors import UserError, unknown
+from hansfree.models.bcos import bcos_network
+from hansfree.models.clip import clip_network
+from hansfree.models.efficientnet_lite import (
+    PUBLISHED,
+    EfficientNetLite,
+    efficientnet_lite0,
+    efficientnet_lite1,
+    efficientnet_lite2,
+    with_published_weights,
+)
+from hansfree.models.huggingface import huggingface_network
 from hansfree.models.small import SmallCNN, SmallResNet
-from hansfree.models.zoo import Stem, published_normalisation, timm_network, torchvision_network
+from hansfree.models.sources import Built, Stem, Wanted, needs_classes
+from hansfree.models.weights import load_weights
+from hansfree.models.zoo import timm_network, torchvision_network
 from hansfree.runs import atomic_path
 
-MODELS: dict[str, Callable[..., nn.Module]] = {"small-cnn": SmallCNN, "small-resnet": SmallResNet}
-"""Our own small networks; beside them go torchvision/NAME, timm/NAME, exported folders and package.module:factory."""
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "small-cnn": SmallCNN,
+    "small-resnet": SmallResNet,
+    "efficientnet-lite0": efficientnet_lite0,
+    "efficientnet-lite1": efficientnet_lite1,
+    "efficientnet-lite2": efficientnet_lite2,
+}
+"""Our own networks; beside them go the sources, exported folders and package.module:factory."""
+
+SOURCES: dict[str, Callable[[Wanted], Built]] = {
+    "torchvision": torchvision_network,
+    "timm": timm_network,
+    "open_clip": clip_network,
+    "hf": huggingface_network,
+    "bcos": bcos_network,
+}
+"""Whose networks go by SOURCE/NAME."""
 
 
 def load_model(
@@ -26,68 +57,143 @@ def load_model(
     *,
     num_classes: int | None = None,
     channels: int = 3,
-    pretrained: bool = False,
+    pretrained: bool | str = False,
     stem: Stem = "imagenet",
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
+    size: tuple[int, int] | Literal["any"] | None = None,
     weights: str | None = None,
     adapter: int | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Classifier:
-    """A :class:`Classifier` that takes pixels in [0, 1] and normalises inside.
+    """A :class:`Classifier` that takes pixels in [0, 1] and prepares them inside.
 
-    ``name`` is one of ours (small-cnn, small-resnet), torchvision/NAME, timm/NAME, a folder that ``export``
-    wrote, or ``package.module:factory`` (called with num_classes and ``options``). ``pretrained`` fetches the
-    published weights and their mean and std; ``weights`` reads a file (safetensors, or a torch file of tensors
-    only). ``adapter`` widens the last feature map by a 1x1 convolution to that many channels.
+    ``name`` is one of ours (small-cnn, efficientnet-lite0 ...), torchvision/NAME, timm/NAME, open_clip/NAME,
+    hf/NAME, bcos/NAME, a folder that ``export`` wrote, or ``package.module:factory`` (called with num_classes and
+    ``options``). ``pretrained`` fetches the published weights (a string names which, where there are several) with
+    their mean, std and size; ``weights`` reads a file (safetensors, or a torch file of tensors only). ``size``
+    (height, width) is what images are resized to inside; None is the size that the network or its published weights
+    were made for, and no resizing where there is none; "any" is no resizing. ``adapter`` widens the last feature map
+    by a 1x1 convolution to that many channels.
     Raises ``UserError`` for an unknown name, a damaged file, or weights of another shape.
     """
     if (Path(name) / "config.json").is_file():
         return _exported(Path(name), num_classes)
-    classes = 1000 if num_classes is None and pretrained else num_classes
-    if classes is None:
-        raise UserError(f"The model {name!r} needs num_classes.")
-    if pretrained and mean is None and std is None:
-        mean, std = published_normalisation(name)
-    network = _network(name, classes, channels, pretrained, stem, dict(options or {}))
+    built = _build(name, Wanted(name, num_classes, channels, pretrained, stem, dict(options or {})))
+    if mean is not None or std is not None:
+        built = dataclasses.replace(built, mean=mean, std=std)
+    if size is not None:
+        built = dataclasses.replace(built, size=None if size == "any" else (size[0], size[1]))
+    described = {"architecture": name, "channels": channels, "stem": stem}
+    return _assembled(built, described, adapter=adapter, weights=None if weights is None else Path(weights))
+
+
+def wrap(
+    network: nn.Module,
+    *,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+    size: tuple[int, int] | None = None,
+    encoding: Encoding = "plain",
+    label_names: tuple[str, ...] = (),
+) -> Classifier:
+    """Any network [b, c, h, w] -> [b, classes] with its preprocessing, as a :class:`Classifier`.
+
+    Pixels in [0, 1] are resized to ``size``, encoded, and normalised by ``mean`` and ``std``; each is left out where
+    it is None. The network is held as it is, not copied. Teachers and students, explainers and ``save_model`` take
+    the result like any other model; what is saved is loaded by building the network and reading ``weights``.
+    """
+    described = {"architecture": _WRAPPED + type(network).__name__, "channels": None, "stem": "imagenet"}
+    built = Built(network, len(label_names), mean, std, size, encoding, label_names=label_names)
+    return _assembled(built, described)
+
+
+_WRAPPED = "wrapped "
+
+
+def _assembled(
+    built: Built, described: Mapping[str, Any], *, adapter: int | None = None, weights: Path | None = None
+) -> Classifier:
+    """The network with its preprocessing, and the description that builds it again."""
+    channels = described["channels"]
+    for values in (built.mean, built.std):
+        if values is not None and channels is not None and len(values) not in (1, _encoded(channels, built.encoding)):
+            raise UserError(
+                f"The model {described['architecture']!r} sees {_encoded(channels, built.encoding)} channels, but mean "
+                f"or std has {len(values)} values; give one value per channel."
+            )
+    input_size = {} if built.size is None else {"input_size": [channels, *built.size]}
     config: dict[str, Any] = {
-        "architecture": name,
-        "num_classes": classes,
+        "architecture": described["architecture"],
+        "num_classes": built.classes,
         "channels": channels,
-        "stem": stem,
-        "options": dict(options or {}),
-        "pretrained_cfg": {"mean": None if mean is None else list(mean), "std": None if std is None else list(std)},
+        "stem": described["stem"],
+        "options": dict(built.options),
+        "pretrained_cfg": {"mean": _listed(built.mean), "std": _listed(built.std), **input_size},
+        "size": _listed(built.size),
+        "encoding": built.encoding,
         "adapter": None,
     }
-    model = Classifier(network, config, mean=mean, std=std)
+    if built.label_names:
+        config["label_names"] = list(built.label_names)
+    model = Classifier(built.network, config, mean=built.mean, std=built.std, size=built.size, encoding=built.encoding)
     if adapter is not None:
         attach_adapter(model, adapter)
     if weights is not None:
-        _load_weights(model, Path(weights))
+        load_weights(model, weights)
     return model
 
 
-def _network(
-    name: str, classes: int, channels: int, pretrained: bool, stem: Stem, options: dict[str, Any]
-) -> nn.Module:
+def _encoded(channels: int, encoding: Encoding) -> int:
+    return 2 * channels if encoding == "six-channels" else channels
+
+
+def _listed(values: tuple[Any, ...] | None) -> list[Any] | None:
+    return None if values is None else list(values)
+
+
+def _build(name: str, wanted: Wanted) -> Built:
     source, _, rest = name.partition("/")
     if name in MODELS:
-        if pretrained:
-            raise UserError(f"{name!r} has no published weights; leave out `pretrained` or give `weights`.")
-        given = {"num_classes": classes, "channels": channels}
-        return construct(MODELS, {"name": name, **options}, "model", given=given)
-    if source in ("torchvision", "timm") and rest:
-        if options:
-            raise UserError(f"The model {name!r} takes no options, but got {', '.join(options)}.")
-        build = torchvision_network if source == "torchvision" else timm_network
-        return build(rest, classes, pretrained=pretrained, stem=stem, channels=channels)
+        return _own(name, wanted)
+    if source in SOURCES and rest:
+        return SOURCES[source](dataclasses.replace(wanted, name=rest))
     if ":" in name:
-        return imported(name, "model")(num_classes=classes, **options)
+        return _factory(name, wanted)
     if "/" in name or name.startswith("."):
         raise UserError(
             f"{name} holds no exported model (no config.json there); export one with `hansfree export RUN`."
         )
-    raise unknown("model", name, [*MODELS, "torchvision/resnet18", "timm/resnet18"])
+    raise unknown("model", name, [*MODELS, *(f"{source}/NAME" for source in SOURCES)])
+
+
+def _own(name: str, wanted: Wanted) -> Built:
+    if wanted.pretrained and name not in PUBLISHED:
+        raise UserError(f"{name!r} has no published weights; leave out `pretrained` or give `weights`.")
+    classes = 1000 if wanted.classes is None and wanted.pretrained else wanted.classes
+    if classes is None:
+        raise needs_classes(name)
+    given = {"num_classes": classes, "channels": wanted.channels}
+    network = construct(MODELS, {"name": name, **wanted.options}, "model", given=given)
+    if wanted.pretrained:
+        assert isinstance(network, EfficientNetLite)
+        return dataclasses.replace(with_published_weights(name, network), options=wanted.options)
+    return Built(network, classes, options=wanted.options)
+
+
+def _factory(name: str, wanted: Wanted) -> Built:
+    """A network of the user's own; ``channels`` is passed on where the factory has such a parameter."""
+    if wanted.classes is None:
+        raise needs_classes(name)
+    if wanted.pretrained:
+        raise UserError(f"{name!r} has no published weights; leave out `pretrained` or give `weights`.")
+    factory = imported(name, "model")
+    takes = inspect.signature(factory).parameters if callable(factory) else {}
+    given = {"channels": wanted.channels} if "channels" in takes else {}
+    network = factory(num_classes=wanted.classes, **{**given, **wanted.options})
+    if not isinstance(network, nn.Module):
+        raise UserError(f"{name!r} returned a {type(network).__name__}, not a torch.nn.Module; return the network.")
+    return Built(network, wanted.classes, options=wanted.options)
 
 
 def imported(name: str, kind: str) -> Any:
@@ -124,83 +230,66 @@ def _exported(folder: Path, num_classes: int | None) -> Classifier:
         name, classes = str(config["architecture"]), int(config["num_classes"])
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{folder / 'config.json'} is not a model's description ({error!r}); export it again."
+            f"{folder / 'config.json'} is not a model's description ({error!r}); export it again, "
+            f"or write hf/{folder} where it is a Hugging Face model's."
         ) from error
+    if name.startswith(_WRAPPED):
+        raise UserError(
+            f"The {name.removeprefix(_WRAPPED)} in {folder} was wrapped in Python and no name builds it; build it "
+            f"there, wrap it and read {folder / 'model.safetensors'}."
+        )
     if num_classes is not None and classes != num_classes:
         raise UserError(
             f"The model in {folder} tells {classes} classes apart, but the data have {num_classes}; "
             "use a model trained for these classes."
         )
+    described = {"architecture": name, "channels": config.get("channels", 3), "stem": config.get("stem", "imagenet")}
+    wanted = Wanted(name, classes, described["channels"], False, described["stem"], config.get("options") or {})
     normalisation = config.get("pretrained_cfg") or {}
-    model = load_model(
-        name,
-        num_classes=classes,
-        channels=config.get("channels", 3),
-        stem=config.get("stem", "imagenet"),
-        mean=normalisation.get("mean"),
-        std=normalisation.get("std"),
-        adapter=config.get("adapter"),
-        options=config.get("options"),
-        weights=str(folder / "model.safetensors"),
+    built = dataclasses.replace(
+        _build(name, wanted),
+        mean=_tupled(normalisation.get("mean")),
+        std=_tupled(normalisation.get("std")),
+        size=_tupled(config.get("size")),
     )
+    weights = folder / "model.safetensors"
+    model = _assembled(built, described, adapter=config.get("adapter"), weights=weights)
     model.config = config
     return model
 
 
-def _load_weights(model: Classifier, path: Path) -> None:
-    state = _read_weights(path)
-    for prefix in ("module.", "network.module."):
-        if state and all(name.startswith(prefix) for name in state):
-            state = {name.removeprefix(prefix): value for name, value in state.items()}
-    if not any(name.startswith("network.") for name in state):  # a checkpoint of the bare network
-        state = {f"network.{name}": value for name, value in state.items()}
-    own = model.state_dict()
-    differing = [name for name, value in own.items() if name in state and state[name].shape != value.shape]
-    if differing:
-        name = differing[0]
-        raise UserError(
-            f"{path} does not fit {model.config['architecture']}: {name.removeprefix('network.')} has shape "
-            f"{tuple(state[name].shape)} there and {tuple(own[name].shape)} here; "
-            "give the architecture, options and class count that the weights were trained with."
-        )
-    missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    if missing or extra:
-        what = f"{missing[0].removeprefix('network.')} is missing" if missing else f"{extra[0]} is not known here"
-        raise UserError(
-            f"{path} holds weights of another architecture than {model.config['architecture']}: {what}; "
-            "name the architecture that the weights belong to."
-        )
-    model.load_state_dict(state)
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise UserError(f"There are no weights at {path}; check the path.")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a damaged file
-        if "Weights only load failed" in str(error):
-            what = "is no file of plain tensors and is not loaded; save a state_dict instead"
-        else:
-            what = "is damaged or not a file of weights; restore it or export the model again"
-        raise UserError(f"{path} {what}.") from error
-    for key in ("state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"{path} holds no tensors by name; save a model's state_dict.")
-    return state
+def _tupled(values: list[Any] | None) -> Any:
+    return None if values is None else tuple(values)
 
 
 def attach_adapter(model: Classifier, width: int) -> None:
-    """Put a bias-free 1x1 convolution behind the last feature map and widen the last layer to ``width`` inputs."""
-    old = model.get_classifier()
-    model.adapter = nn.Conv2d(old.in_features, width, 1, bias=False)
-    nn.init.kaiming_normal_(model.adapter.weight, nonlinearity="linear")
-    _replace_classifier(model, nn.Linear(width, old.out_features, bias=old.bias is not None))
+    """Put a bias-free 1x1 convolution behind the last feature map and widen the last layer to ``width`` inputs.
+
+    Raises ``UserError`` where other layers with weights stand between that map and the last layer.
+    """
+    old = last_layer(model, "student")
+    adapter = nn.Conv2d(old.in_features, width, 1, bias=False)
+    nn.init.kaiming_normal_(adapter.weight, nonlinearity="linear")
+    layer = nn.Linear(width, old.out_features, bias=old.bias is not None)
+    _check_adapter(model, adapter, layer)
+    model.adapter = adapter
+    _replace_classifier(model, layer)
     model.config["adapter"] = width
+
+
+def _check_adapter(model: Classifier, adapter: nn.Conv2d, layer: nn.Linear) -> None:
+    probe = copy.deepcopy(model).eval()
+    features = torch.zeros(1, adapter.in_channels, 7, 7)
+    try:
+        with torch.no_grad():
+            probe.forward_head(features)
+            _replace_classifier(probe, layer)
+            probe.forward_head(adapter(features))
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise UserError(
+            f"{model.config['architecture']} has other layers between its last feature map and its last layer, so "
+            "that no adapter fits; set last_layer: free, or choose a network with global average pooling."
+        ) from error
 
 
 def transplant_last_layer(model: Classifier, teacher: nn.Module) -> None:
@@ -242,8 +331,6 @@ def with_batch_statistics(model: nn.Module) -> nn.Module:
     What some papers' code does to its teacher by leaving it in train mode; here it is a choice, and the
     model's mode and running statistics stay as they are.
     """
-    import copy
-
     twin = copy.deepcopy(model)
     for module in twin.modules():
         for buffer in ("running_mean", "running_var", "running"):
