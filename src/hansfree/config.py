@@ -91,10 +91,15 @@ def construct(
 ) -> T:
     """Build what ``section['name']`` names in ``registry`` from the other keys of the section.
 
-    ``given`` are arguments that come from the program and not from the config. Raises ``UserError`` for an
-    unknown name, an unknown key (with the nearest known one), or a value of the wrong kind.
+    ``given`` are arguments that come from the program and not from the config. A section inside, under the word
+    ``kind``, is built first, from the same registry: ``{name: smoothgrad, explainer: {name: lrp}}``, or for short
+    ``explainer: lrp``. Raises ``UserError`` for an unknown name, an unknown key (with the nearest known one), or a
+    value of the wrong kind.
     """
     options = {key: value for key, value in section.items() if key != "name"}
+    inside = inner_section(section, kind)
+    if inside is not None:
+        options[kind] = construct(registry, inside, kind)
     name = section.get("name")
     if not isinstance(name, str):
         raise UserError(f"The {kind} section needs a name; known: {', '.join(sorted(registry))}.")
@@ -108,6 +113,12 @@ def construct(
         raise _sentence(error.errors()[0], schema, f"the {kind} {name!r}") from error
     values = {field: getattr(checked, field) for field in type(checked).model_fields if field in options}
     return factory(**{key: value for key, value in given.items() if key in _parameters(factory)}, **values)
+
+
+def inner_section(section: Mapping[str, Any], kind: str) -> Mapping[str, Any] | None:
+    """The section of the same kind inside a section; a name alone stands for a section with nothing else."""
+    inside = section.get(kind)
+    return {"name": inside} if isinstance(inside, str) else inside if isinstance(inside, Mapping) else None
 
 
 def settings_schema(factory: Callable[..., Any], name: str, given: frozenset[str] = frozenset()) -> type[BaseModel]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from hansfree.benchmarks import BENCHMARKS
+from hansfree.core import Explainer
 from hansfree.explainers import EXPLAINERS
 from hansfree.methods import METHODS
 from hansfree.metrics import METRICS
@@ -54,6 +55,8 @@ def _entry(name: str, thing: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, Explainer):
+        return next({"name": name} for name, explainer in EXPLAINERS.items() if isinstance(value, explainer))
     return list(value) if isinstance(value, tuple) else value
 
 

@@ -7,7 +7,7 @@ import torch
 from pydantic import Field
 
 from hansfree.benchmarks import BENCHMARKS
-from hansfree.config import Schema, Section, construct, merge, parse
+from hansfree.config import Schema, Section, construct, inner_section, merge, parse
 from hansfree.core import Benchmark, Classifier, Explainer, Method, Setup, Teacher
 from hansfree.errors import UserError
 from hansfree.evaluation import Rule
@@ -74,9 +74,9 @@ def named(registry: Mapping[str, Any], section: Section, kind: str, **given: Any
 
 def _own(section: Mapping[str, Any], kind: str) -> dict[str, Any]:
     """The user's own things that a section names, and a section of the same kind inside it."""
-    name, inside = section.get("name"), section.get(kind)
+    name, inside = section.get("name"), inner_section(section, kind)
     own = {name: imported(name, kind)} if isinstance(name, str) and ":" in name else {}
-    return own | (_own(inside, kind) if isinstance(inside, Mapping) else {})
+    return own if inside is None else own | _own(inside, kind)
 
 
 def make_benchmark(config: RunConfig) -> Benchmark:

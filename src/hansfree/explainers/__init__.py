@@ -5,10 +5,12 @@
 
 from hansfree.core import Explainer
 from hansfree.explainers.features import Attention, FeatureMap
+from hansfree.explainers.grad_cam import GradCAM
 from hansfree.explainers.gradient import GradientXInput, InputGradient
 from hansfree.explainers.integrated_gradients import IntegratedGradients
 from hansfree.explainers.loss_gradient import LossGradient
 from hansfree.explainers.lrp import LRP
+from hansfree.explainers.smooth import SmoothGrad
 
 EXPLAINERS: dict[str, type[Explainer]] = {
     "gradient": InputGradient,
@@ -16,6 +18,8 @@ EXPLAINERS: dict[str, type[Explainer]] = {
     "lrp": LRP,
     "integrated-gradients": IntegratedGradients,
     "loss-gradient": LossGradient,
+    "smoothgrad": SmoothGrad,
+    "grad-cam": GradCAM,
     "attention": Attention,
     "features": FeatureMap,
 }
@@ -25,8 +29,10 @@ __all__ = [
     "LRP",
     "Attention",
     "FeatureMap",
+    "GradCAM",
     "GradientXInput",
     "InputGradient",
     "IntegratedGradients",
     "LossGradient",
+    "SmoothGrad",
 ]
