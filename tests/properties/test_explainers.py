@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from hansfree.errors import UserError
-from hansfree.explainers import LRP, Attention, FeatureMap, GradientXInput, InputGradient
+from hansfree.explainers import LRP, Attention, FeatureMap, GradCAM, GradientXInput, InputGradient
 from hansfree.explainers.propagation import resolve
 from hansfree.models.layers import ScaleNorm
 
@@ -209,10 +209,10 @@ def test_logits_must_be_logits():
             GradientXInput()(model, images(), TARGET)
 
 
-@pytest.mark.parametrize("explainer", [Attention(), FeatureMap()])
-def test_features_must_be_shown(explainer):
+@pytest.mark.parametrize("explainer", [Attention(), FeatureMap(), GradCAM()])
+def test_there_must_be_a_feature_map(explainer):
     with pytest.raises(UserError, match="feature map"):
-        explainer(network(nn.ReLU()), images(), TARGET)
+        explainer(nn.Sequential(nn.Flatten(), nn.Linear(432, 4)).double(), images(), TARGET)
 
 
 def test_a_network_may_change_its_input_in_place():
