@@ -32,8 +32,11 @@ def entries(what: str) -> list[dict[str, Any]]:
             entry["card"] = inspect.getdoc(sys.modules[method.__module__])
     if what == "models":
         others = {
-            "torchvision/NAME": "A torchvision ResNet by name, with `stem: imagenet` or `small`.",
+            "torchvision/NAME": "A torchvision classifier by name; its ResNets with `stem: imagenet` or `small`.",
             "timm/NAME": "Any timm model by name.",
+            "open_clip/NAME": "CLIP's image tower with a linear head, or with `zero_shot: {classes: [...]}`.",
+            "hf/NAME": "A Hugging Face image classifier, from a folder or (with `pretrained`) from the hub.",
+            "bcos/NAME": "A B-cos network by name; the six channels [x, 1 - x] are made inside.",
             "FOLDER": "A folder that `hansfree export` or a run wrote.",
             "package.module:factory": "Your own factory, called with num_classes and the section's other settings.",
         }

@@ -34,7 +34,9 @@ def load_weights(model: Classifier, path: Path) -> None:
             f"{path} holds weights of another architecture than {model.config['architecture']}: {what}; "
             "name the architecture that the weights belong to."
         )
-    model.load_state_dict(state)
+    # Names and shapes agree, so these are weights of the versions of the modules that stand here.
+    own.update((name, state[name]) for name in own)
+    model.load_state_dict(own)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
