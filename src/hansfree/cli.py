@@ -7,13 +7,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from hansfree.errors import RunError, UserError
+
+if TYPE_CHECKING:
+    from hansfree.explaining import Summary
 
 app = typer.Typer(
     name="hansfree",
@@ -25,6 +28,9 @@ app = typer.Typer(
 )
 out = Console()
 err = Console(stderr=True)
+
+_MOST_LINES = 20
+"""More images than these are not told one by one."""
 
 Config = Annotated[Path, typer.Argument(help="A YAML config; see configs/.", show_default=False)]
 Settings = Annotated[list[str] | None, typer.Argument(help="Dotted overrides: training.lr=0.1", show_default=False)]
@@ -140,22 +146,56 @@ def evaluate_command(run: Annotated[Path, typer.Argument(help="A finished run.")
     out.print(f"Report: {run / 'report.html'}", soft_wrap=True)
 
 
-@app.command("explain", epilog="Example: hansfree explain runs/smoke/exported cat.png --explainer lrp --out maps")
+@app.command("explain", epilog="Example: hansfree explain runs/smoke/exported photos --explainer lrp --out maps")
 def explain_command(
     model: Annotated[str, typer.Argument(help="An exported folder, or a model by name.")],
-    images: Annotated[list[Path], typer.Argument(help="Image files.")],
-    explainer: Annotated[list[str] | None, typer.Option("--explainer", help="May be repeated.")] = None,
-    folder: Annotated[Path, typer.Option("--out", help="Folder for the pictures.")] = Path("maps"),
-    target: Annotated[
-        int | None, typer.Option("--class", help="Class index.", show_default="the predicted one")
+    images: Annotated[list[Path], typer.Argument(help="Image files, and folders that are searched for images.")],
+    explainer: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--explainer", help="NAME or NAME:key=value,... May be repeated.", show_default="lrp:epsilon=0.01"
+        ),
+    ] = None,
+    classes: Annotated[
+        list[str] | None,
+        typer.Option("--class", help="A class's name or number. May be repeated.", show_default="the likeliest"),
+    ] = None,
+    top: Annotated[int, typer.Option("--top", min=1, help="Explain the K likeliest classes.", metavar="K")] = 1,
+    folder: Annotated[Path, typer.Option("--out", help="Folder for pictures, numbers and gallery.")] = Path("maps"),
+    fit: Annotated[
+        Literal["resize", "crop"], typer.Option("--fit", help="Images to the model's size: all of them, or the middle.")
+    ] = "resize",
+    size: Annotated[
+        int | None,
+        typer.Option("--size", min=1, help="Longest side, for models that take any size.", show_default="512"),
     ] = None,
     pretrained: Annotated[bool, typer.Option("--pretrained", help="Fetch a named model's published weights.")] = False,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="key=value of a named model: num_classes, weights ... May be repeated."),
+    ] = None,
+    arrays: Annotated[bool, typer.Option(help="Keep the maps as numbers, an .npz per image.")] = True,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what other settings left in --out.")] = False,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images at a time.")] = 8,
+    device: Device = None,
 ) -> None:
-    """Draw where a model looked in images."""
-    from hansfree.explaining import explain_images
+    """Draw where a model looked in images; run it again to go on after an interruption."""
+    from hansfree.explaining import Request, explain_images
 
-    for path in explain_images(model, images, explainer or ["lrp"], folder, target=target, pretrained=pretrained):
-        out.print(str(path), soft_wrap=True, highlight=False)
+    explainers = tuple(dict.fromkeys(explainer or ["lrp:epsilon=0.01"]))
+    request = Request(model, explainers, tuple(classes or ()), top, fit, size, tuple(settings or ()), pretrained)
+    with _progress(f"what is done is kept in {folder}, and the same command goes on from there.") as bars:
+        summary = explain_images(
+            request,
+            images,
+            folder,
+            device=device,
+            batch_size=batch_size,
+            arrays=arrays,
+            overwrite=overwrite,
+            watch=lambda done, total: bars.step("images", done, total),
+        )
+    _say_explained(summary)
 
 
 @app.command("report", epilog="Example: hansfree report runs/coloured-digits")
@@ -268,6 +308,21 @@ def _say_warnings(results: Mapping[str, Any]) -> None:
     for cell in results["cells"]:
         for warning in cell["warnings"]:
             err.print(f"Warning: {cell['variant']}, seed {cell['seed']}: {warning}", markup=False, soft_wrap=True)
+
+
+def _say_explained(summary: "Summary") -> None:
+    if len(summary.explained) <= _MOST_LINES:
+        for entry in summary.explained:
+            out.print(f"{entry.title}: {entry.told}", markup=False, highlight=False, soft_wrap=True)
+    before = f", {summary.skipped} had been before" if summary.skipped else ""
+    many = "" if len(summary.explained) == 1 else "s"
+    out.print(f"{len(summary.explained)} image{many} explained{before}. Gallery: {summary.gallery}", soft_wrap=True)
+    for name, text in summary.refused.items():
+        err.print(f"Warning: no maps by {name}: {text}", markup=False, highlight=False, soft_wrap=True)
+    for text in summary.unreadable:
+        err.print(text, markup=False, highlight=False, soft_wrap=True)
+    if summary.unreadable:
+        raise typer.Exit(1)
 
 
 def _stop(message: object, code: int) -> NoReturn:

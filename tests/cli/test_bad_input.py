@@ -166,12 +166,7 @@ def test_a_really_full_disk(hansfree, config, tmp_path):
         subprocess.run(["umount", disk], check=True)
 
 
-def test_what_is_not_an_image_or_a_run(hansfree, finished, tmp_path):
-    (tmp_path / "note.txt").write_text("hello")
-    code, _, err = hansfree("explain", finished / "exported", tmp_path / "note.txt", "--out", tmp_path / "maps")
-    assert code == 2
-    assert "note.txt" in sentence(err)
-    assert not (tmp_path / "maps").exists()
+def test_what_is_not_a_run(hansfree, tmp_path):
     for verb in ("evaluate", "report"):
         code, _, err = hansfree(verb, tmp_path)
         assert code == 2
