@@ -22,6 +22,7 @@ CLASSES = ("cat", "dog", "aeroplane")
 TEMPLATES = ("a photo of a {}.", "a drawing of the {}.")
 VISION = {
     "resnet": {"layers": [1, 1, 1, 1], "width": 8, "head_width": 8, "image_size": 64},
+    "timm": {"timm_model_name": "test_resnet", "timm_pool": "avg", "timm_proj": "linear", "image_size": 48},
     "transformer": {"layers": 2, "width": 16, "head_width": 8, "patch_size": 8, "image_size": 32},
 }
 TEXT = {"context_length": 12, "vocab_size": 49408, "width": 8, "heads": 2, "layers": 1}
@@ -211,8 +212,47 @@ def test_clip_shows_its_parts_and_is_explained(clip_folder):
     model = load_model(f"open_clip/{clip_folder}", options={"zero_shot": {"classes": CLASSES}}).eval()
     pixels = torch.rand(2, 3, 40, 40)
     features = the_parts_make_the_whole(model, pixels)
-    assert features.ndim == {"resnet": 4, "transformer": 3}[clip_folder.name]
+    assert features.ndim == {"resnet": 4, "timm": 4, "transformer": 3}[clip_folder.name]
     explained(model, pixels)
+
+
+def test_explanations_hold_the_length_of_an_embedding_and_training_does_not(clip_folder):
+    model = load_model(f"open_clip/{clip_folder}", options={"zero_shot": {"classes": CLASSES}}).eval()
+    pixels = torch.rand(2, 3, *model.size, requires_grad=True)
+    embedding = model.network.visual(model.prepare(pixels))
+    length, weight = embedding.norm(dim=1, keepdim=True), model.get_classifier().weight[1]
+    for held, found in (
+        (length.detach(), InputGradient()(model, pixels, torch.ones(2, dtype=torch.long)).map),
+        (length, torch.autograd.grad(model(pixels)[:, 1].sum(), pixels)[0]),
+    ):
+        expected = torch.autograd.grad((embedding / held @ weight).sum(), pixels, retain_graph=True)[0]
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_a_sigmoid_trained_clip_keeps_its_constant(clip_folder, tmp_path):
+    described = json.loads((clip_folder / "open_clip_config.json").read_text())
+    described["model_cfg"]["init_logit_bias"] = -10.0
+    (clip_folder / "open_clip_config.json").write_text(json.dumps(described))
+    model = load_model(f"open_clip/{clip_folder}", options={"zero_shot": {"classes": CLASSES}}).eval()
+    assert model.get_classifier().bias.tolist() == [0, 0, 0]  # the weights in the folder know no constant
+    with torch.no_grad():
+        model.get_classifier().bias.fill_(-3)
+    pixels = torch.rand(1, 3, *model.size)
+    assert torch.equal(saved_and_loaded(model, tmp_path / "exported")(pixels), model(pixels))
+
+
+def test_published_clip_weights_bring_their_own_gelu(monkeypatch):
+    asked = {}
+
+    def create_model(name, tag, **settings):
+        asked.update(settings, tag=tag)
+        raise OSError("offline")
+
+    monkeypatch.setattr(import_torchvision("open_clip"), "create_model", create_model)
+    for tag, quick in (("openai", True), ("laion2b_s34b_b79k", False)):
+        with pytest.raises(UserError, match="could not be fetched"):
+            load_model("open_clip/ViT-B-32", num_classes=3, pretrained=tag)
+        assert asked["tag"] == tag and asked["force_quick_gelu"] == quick and asked["require_pretrained"]
 
 
 def test_a_clip_teacher_gives_its_last_layer(clip_folder):
@@ -295,6 +335,14 @@ def test_a_huggingface_model_for_other_classes(huggingface_folder):
     assert load_model(f"hf/{huggingface_folder}", num_classes=5)(torch.rand(2, 3, 16, 16)).shape == (2, 5)
     with pytest.raises(UserError, match="num_classes"):
         load_model(f"hf/{huggingface_folder}")
+
+
+def test_a_text_classifier_is_named(tmp_path):
+    import transformers
+
+    transformers.AutoConfig.for_model("bert").save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="load_text_model"):
+        load_model(f"hf/{tmp_path}", num_classes=3)
 
 
 # B-cos
@@ -404,7 +452,7 @@ def test_any_module_can_be_wrapped(tmp_path):
     torch.testing.assert_close(model(pixels), network(by_hand))
     assert explained(model, torch.rand(2, 3, 5, 5)).shape == (2, 3)
     save_model(model, tmp_path)
-    with pytest.raises(UserError, match="Sequential .* wrapped in Python"):
+    with pytest.raises(UserError, match=r"Sequential .* wrapped in Python"):
         load_model(str(tmp_path))
 
 

@@ -100,14 +100,14 @@ def clip_network(wanted: Wanted) -> Built:
         return _described(open_clip, name, wanted)
     local = (Path(wanted.name) / "open_clip_config.json").is_file()
     source = f"local-dir:{wanted.name}" if local else wanted.name
-    tower = _tower(open_clip, source, wanted.name)
+    tower = _tower(open_clip, source, wanted)
     if "zero_shot" in wanted.options:
         return _zero_shot(open_clip, source, wanted, tower, local)
     if wanted.classes is None:
         raise needs_classes(name)
     if not wanted.pretrained and not local:
         return _described(open_clip, name, Wanted(wanted.name, wanted.classes, options={**tower, "normalised": False}))
-    visual = _whole(open_clip, source, wanted, local).visual
+    visual = _whole(open_clip, source, wanted, tower, local).visual
     head = nn.Linear(tower["embed_dim"], wanted.classes)
     return _built(open_clip, ClipClassifier(visual, head, normalised=False), {**tower, "normalised": False})
 
@@ -115,14 +115,17 @@ def clip_network(wanted: Wanted) -> Built:
 _TOWER = ("embed_dim", "vision_cfg", "quick_gelu", "normalised", "bias")
 
 
-def _tower(open_clip: Any, source: str, name: str) -> dict[str, Any]:
-    """What describes the image tower."""
+def _tower(open_clip: Any, source: str, wanted: Wanted) -> dict[str, Any]:
+    """What describes the image tower; its GELU is the one that the wanted weights were trained with."""
+    name = wanted.name
     with fetching(f"open_clip/{name}"):
         config = open_clip.get_model_config(source)
     if config is None:
         raise UserError(f"open_clip has no model {name!r}; {nearest(name, open_clip.list_models())}")
+    tag = wanted.pretrained if isinstance(wanted.pretrained, str) else ""
+    published = open_clip.get_pretrained_cfg(name, tag) or {}
     vision = {key: value for key, value in config["vision_cfg"].items() if key != "timm_model_pretrained"}
-    quick = bool(config.get("quick_gelu", False))
+    quick = bool(config.get("quick_gelu") or published.get("quick_gelu"))
     return {"embed_dim": config["embed_dim"], "vision_cfg": vision, "quick_gelu": quick}
 
 
@@ -155,7 +158,7 @@ def _built(
     )
 
 
-def _whole(open_clip: Any, source: str, wanted: Wanted, local: bool) -> Any:
+def _whole(open_clip: Any, source: str, wanted: Wanted, tower: dict[str, Any], local: bool) -> Any:
     """Both towers with trained weights."""
     name = f"open_clip/{wanted.name}"
     tags = open_clip.list_pretrained_tags_by_model(wanted.name)
@@ -163,14 +166,15 @@ def _whole(open_clip: Any, source: str, wanted: Wanted, local: bool) -> Any:
     if not local and tag not in tags and not (tag and Path(tag).is_file()):
         raise UserError(f"{name} needs the name of its weights, pretrained: TAG; known: {', '.join(tags) or 'none'}.")
     with fetching(name):
-        return open_clip.create_model(source, tag, require_pretrained=True).eval()
+        quick = tower["quick_gelu"]
+        return open_clip.create_model(source, tag, require_pretrained=True, force_quick_gelu=quick).eval()
 
 
 def _zero_shot(open_clip: Any, source: str, wanted: Wanted, tower: dict[str, Any], local: bool) -> Built:
     name = f"open_clip/{wanted.name}"
     asked = parse(ZeroShot, wanted.options["zero_shot"], "the zero_shot section")
     _check(asked, wanted, name)
-    model = _whole(open_clip, source, wanted, local)
+    model = _whole(open_clip, source, wanted, tower, local)
     try:
         tokenizer = open_clip.get_tokenizer(source)
     except Exception as error:  # a tokenizer from elsewhere, which raises kinds of its own

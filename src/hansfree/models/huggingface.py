@@ -5,6 +5,7 @@ are read from safetensors only.
 """
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from hansfree.errors import UserError
 from hansfree.models.sources import Built, Wanted, fetching, needs_classes, one_line, package, sound_options
+from hansfree.torchvision_guard import import_torchvision
 
 
 class HuggingFaceClassifier(nn.Module):
@@ -40,6 +42,8 @@ def huggingface_network(wanted: Wanted) -> Built:
     Option ``config``: the model's whole description, in place of a folder; an exported folder gives it.
     """
     name = f"hf/{wanted.name}"
+    with suppress(ImportError):
+        import_torchvision()  # transformers imports it wherever it finds it, and fails where it does not match torch
     transformers = package("transformers", name, "text")
     if set(wanted.options) - {"config"}:
         raise UserError(f"{name} takes no options, but got {', '.join(wanted.options)}; edit its config.json.")
@@ -83,16 +87,15 @@ def _classes(wanted: Wanted, config: Any, name: str, weights: bool) -> int:
 
 def _network(transformers: Any, wanted: Wanted, name: str, config: Any, weights: bool) -> nn.Module:
     factory = transformers.AutoModelForImageClassification
-    if not weights:
-        with sound_options(name):
-            return factory.from_config(config)
+    read = {"config": config, "use_safetensors": True, "ignore_mismatched_sizes": True}
     with fetching(name):
         try:
-            return factory.from_pretrained(
-                wanted.name, config=config, use_safetensors=True, ignore_mismatched_sizes=True
-            )
+            return factory.from_pretrained(wanted.name, **read) if weights else factory.from_config(config)
         except ValueError as error:
-            raise UserError(f"{name} is no image classifier ({one_line(error)}).") from error
+            raise UserError(
+                f"{name} is no image classifier ({one_line(error)}); a text classifier is read by "
+                "hansfree.models.text.load_text_model."
+            ) from error
 
 
 def _preprocessing(transformers: Any, name: str) -> dict[str, Any]:

@@ -105,7 +105,9 @@ def wrap(
     """
     described = {"architecture": _WRAPPED + type(network).__name__, "channels": None, "stem": "imagenet"}
     built = Built(network, len(label_names), mean, std, size, encoding, label_names=label_names)
-    return _assembled(built, described)
+    model = _assembled(built, described)
+    model.config["num_classes"] = len(label_names) or None
+    return model
 
 
 _WRAPPED = "wrapped "
@@ -230,17 +232,16 @@ def save_model(
 def _exported(folder: Path, num_classes: int | None) -> Classifier:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        name, classes = str(config["architecture"]), int(config["num_classes"])
+        name = str(config["architecture"])
+        _refuse_wrapped(name, folder)
+        classes = int(config["num_classes"])
+    except UserError:
+        raise
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{folder / 'config.json'} is not a model's description ({error!r}); export it again, "
             f"or write hf/{folder} where it is a Hugging Face model's."
         ) from error
-    if name.startswith(_WRAPPED):
-        raise UserError(
-            f"The {name.removeprefix(_WRAPPED)} in {folder} was wrapped in Python and no name builds it; build it "
-            f"there, wrap it and read {folder / 'model.safetensors'}."
-        )
     if num_classes is not None and classes != num_classes:
         raise UserError(
             f"The model in {folder} tells {classes} classes apart, but the data have {num_classes}; "
@@ -259,6 +260,14 @@ def _exported(folder: Path, num_classes: int | None) -> Classifier:
     model = _assembled(built, described, adapter=config.get("adapter"), weights=weights)
     model.config = config
     return model
+
+
+def _refuse_wrapped(name: str, folder: Path) -> None:
+    if name.startswith(_WRAPPED):
+        raise UserError(
+            f"The {name.removeprefix(_WRAPPED)} in {folder} was wrapped in Python and no name builds it; build it "
+            f"there, wrap it and read {folder / 'model.safetensors'}."
+        )
 
 
 def _tupled(values: list[Any] | None) -> Any:
