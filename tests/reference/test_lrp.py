@@ -296,11 +296,11 @@ def test_a_held_affine_map_is_ordinary_unless_explaining():
     )
     call = Call("constant", None)
     inputs = (x, scale, shift)
-    assert torch.autograd.gradcheck(lambda *t: HeldAffine.apply(call, True, *t), inputs)
-    assert torch.autograd.gradgradcheck(lambda *t: HeldAffine.apply(call, True, *t), inputs)
+    assert torch.autograd.gradcheck(lambda *t: HeldAffine.apply(call, True, *t, None), inputs)
+    assert torch.autograd.gradgradcheck(lambda *t: HeldAffine.apply(call, True, *t, None), inputs)
     call.explaining = True
     grads = torch.autograd.grad(
-        HeldAffine.apply(call, True, *inputs).sum(), inputs, create_graph=True, allow_unused=True
+        HeldAffine.apply(call, True, *inputs, None).sum(), inputs, create_graph=True, allow_unused=True
     )
     torch.testing.assert_close(grads[0], scale.expand_as(x))
     assert grads[0].requires_grad and grads[1] is None and grads[2] is None

@@ -485,3 +485,42 @@ def test_branchwise_is_what_zennit_computes_on_a_resnet():
         start = torch.zeros_like(logits).scatter_(1, target[:, None], logits.gather(1, target[:, None]).detach())
         _, theirs = attributor(x, start)
     torch.testing.assert_close(map, theirs, rtol=1e-8, atol=1e-10 * float(theirs.abs().max()))
+
+
+# Factors as constants of the outer gradient.
+
+
+def test_constant_factors_are_constants_to_a_loss_on_the_map():
+    first, second = nn.Linear(6, 8).double(), nn.Linear(8, 3).double()
+    network, x, k = nn.Sequential(first, nn.ReLU(), second), torch.randn(4, 6, dtype=torch.double), 1
+    target = torch.full((4,), k)
+    map = LRP(EPSILON, factors="constant")(network, x, target).map
+    torch.testing.assert_close(map, LRP(EPSILON)(network, x, target).map)
+    a = first(x).relu().detach()
+    y = second(a)[:, k].detach()
+    start = (y.abs() / (y.abs() + EPSILON))[:, None]
+    slow = x * ((start * second.weight[k] * a / (a + EPSILON)) @ first.weight)
+    torch.testing.assert_close(map, slow)
+    weights = [first.weight, second.weight]
+    wanted = torch.randn_like(map)
+    found = torch.autograd.grad((map - wanted).square().sum(), weights)
+    torch.testing.assert_close(found, torch.autograd.grad((slow - wanted).square().sum(), weights))
+
+
+def test_constant_factors_need_no_backward_pass_through_the_forward_graph():
+    """Batch statistics are constants too: in training mode the gradient is that of a net in evaluation mode."""
+    layers = [nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4, momentum=1.0), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    network = nn.Sequential(*layers, nn.Linear(4, 3)).double()
+    x, target = torch.rand(5, 2, 6, 6, dtype=torch.double), torch.tensor([0, 1, 2, 0, 1])
+    explainer, parameters = LRP(EPSILON, factors="constant"), list(network.parameters())
+    map = explainer(network.train(), x, target).map
+    network[1].running_var *= (5 * 16 - 1) / (5 * 16)  # batch norm keeps the unbiased one
+    held = explainer(network.eval(), x, target).map
+    torch.testing.assert_close(map, held)
+    for found, expected in zip(
+        *(torch.autograd.grad(m.square().sum(), parameters, materialize_grads=True) for m in (map, held)), strict=True
+    ):
+        torch.testing.assert_close(found, expected)
+    logits = LRP(EPSILON, factors="constant")(network.train(), x, target).logits
+    ordinary = torch.autograd.grad(network(x).square().sum(), parameters)
+    torch.testing.assert_close(torch.autograd.grad(logits.square().sum(), parameters), ordinary)

@@ -28,7 +28,8 @@ from torch import Tensor, nn
 
 from hansfree.core import Draws, Explainer, Explanation, Target
 from hansfree.errors import UserError
-from hansfree.explainers.propagation import Semantics, Statistics, check_semantics, check_statistics, propagate
+from hansfree.explainers.nodes import Factors, Semantics, Statistics
+from hansfree.explainers.propagation import check_choice, check_statistics, propagate
 
 
 @final
@@ -43,10 +44,12 @@ class LRP(Explainer):
     output_factor: bool = True
     statistics: Statistics = "constant"
     semantics: Semantics = "fused"
+    factors: Factors = "exact"
 
     def __post_init__(self) -> None:
         check_statistics(self.statistics)
-        check_semantics(self.semantics)
+        check_choice("semantics", self.semantics, Semantics)
+        check_choice("factors", self.factors, Factors)
         if isinstance(self.epsilon, Sequence):
             object.__setattr__(self, "epsilon", tuple(self.epsilon))
         low, high = self._range() if not isinstance(self.epsilon, tuple) or len(self.epsilon) == 2 else (0.0, 0.0)
@@ -88,5 +91,6 @@ class LRP(Explainer):
             epsilon=epsilon,
             output_factor=self.output_factor,
             semantics=self.semantics,
+            factors=self.factors,
         )
         return Explanation(found.logits, found.times_input())

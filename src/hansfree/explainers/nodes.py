@@ -37,6 +37,15 @@ affine operation by itself: convolution, batch norm, linear layer, average pool,
 """
 
 
+Factors = Literal["exact", "constant"]
+"""What a loss on an LRP map makes of the epsilon factors, which depend on the activations.
+
+``exact``: their derivative is part of the gradient. ``constant``: they are constants to it, and so are batch
+statistics: an approximation that saves the backward pass through the forward graph (four passes of convolutions
+instead of six), since nothing else in a map depends on the activations.
+"""
+
+
 @dataclass
 class Call:
     """The state that the nodes of one forward pass share."""
@@ -44,6 +53,7 @@ class Call:
     statistics: Statistics
     epsilon: float | Tensor | None
     semantics: Semantics = "fused"
+    factors: Factors = "exact"
     private: bool = False
     """Whether a loss on the map may come, and will not ask for the input's gradient."""
     explaining: bool = False
@@ -69,9 +79,13 @@ class Call:
             )
         return self.epsilon.view(-1, *[1] * (a.ndim - 1))
 
+    def seen(self, z: Tensor) -> Tensor:
+        """The activation that a factor is computed from, as a loss on the map is to see it."""
+        return z if self.factors == "exact" else z.detach()
+
     def factor(self, z: Tensor) -> Tensor:
         """|z| / (|z| + epsilon)."""
-        size = z.abs()
+        size = self.seen(z).abs()
         return size / (size + self.epsilon_like(z))
 
 
@@ -88,8 +102,10 @@ class Attenuate(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:  # pyright: ignore
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None]:  # pyright: ignore
         (q,), (g, r) = grads, ctx.saved_tensors
+        if not ctx.needs_input_grad[1]:
+            return q * r, None, None
         rest = 1 - r
         return q * r, (q * g).mul_(rest).mul_(rest).div_(ctx.epsilon), None
 
@@ -115,7 +131,7 @@ class RuledReLU(Function):
         if g is None:
             return (None,) * 4
         if ctx.call.explaining and ctx.attenuated:
-            return None, Attenuate.apply(g, a, ctx.call.epsilon_like(a)), None, None
+            return None, Attenuate.apply(g, ctx.call.seen(a), ctx.call.epsilon_like(a)), None, None
         # The mask is a constant: autograd's own second derivative would send zeros through the whole forward graph.
         return None, torch.ops.aten.threshold_backward(g, a.detach(), 0), None, None
 
@@ -203,28 +219,39 @@ def _conv2d_backward(g: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, w
 
 
 class HeldAffine(Function):
-    """x * scale + shift. While explaining, scale and shift are constants whose own graph is kept (if ``hold``)."""
+    """x * scale + shift. While explaining, scale and shift are constants whose own graph is kept (if ``hold``).
+
+    ``passed`` has the same values as scale and another graph: it is what the explanation multiplies by.
+    """
 
     @staticmethod
-    def forward(ctx: Any, call: Call, hold: bool, x: Tensor, scale: Tensor, shift: Tensor | None) -> Tensor:
+    def forward(
+        ctx: Any,
+        call: Call,
+        hold: bool,
+        x: Tensor,
+        scale: Tensor,
+        shift: Tensor | None,
+        passed: Tensor | None,
+    ) -> Tensor:
         ctx.call, ctx.hold = call, hold
         ctx.shift_shape = None if shift is None else shift.shape
-        ctx.save_for_backward(x, scale)
+        ctx.save_for_backward(x, scale, scale if passed is None else passed)
         ctx.set_materialize_grads(False)
         return x * scale if shift is None else torch.addcmul(shift, x, scale)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        (g,), (x, scale) = grads, ctx.saved_tensors
+        (g,), (x, scale, passed) = grads, ctx.saved_tensors
         if g is None:
-            return (None,) * 5
-        _, _, to_x, to_scale, to_shift = ctx.needs_input_grad
-        by_x = (g * scale).sum_to_size(x.shape) if to_x else None
+            return (None,) * 6
+        _, _, to_x, to_scale, to_shift, _ = ctx.needs_input_grad
         if ctx.call.explaining and ctx.hold:
-            return None, None, by_x, None, None
+            return None, None, (g * passed).sum_to_size(x.shape), None, None, None
+        by_x = (g * scale).sum_to_size(x.shape) if to_x else None
         by_scale = (g * x).sum_to_size(scale.shape) if to_scale else None
         by_shift = g.sum_to_size(ctx.shift_shape) if to_shift else None
-        return None, None, by_x, by_scale, by_shift
+        return None, None, by_x, by_scale, by_shift, None
 
 
 class Bend(NamedTuple):
@@ -249,8 +276,10 @@ class IdentityRule(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:  # pyright: ignore
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, None]:  # pyright: ignore
         (q,), (g, z, r, stabilised) = grads, ctx.saved_tensors
+        if not ctx.needs_input_grad[1]:
+            return q * r, None, None, None
         qg = q * g
         return q * r, ctx.bend.backward(qg, z).sub_(qg.mul_(r)).div_(stabilised), None, None
 
@@ -277,7 +306,7 @@ class RuledActivation(Function):
             return (None,) * 4
         if ctx.call.explaining:
             epsilon = ctx.call.epsilon_like(z) if ctx.attenuated else _ALMOST_ZERO
-            return None, IdentityRule.apply(g, z, epsilon, ctx.bend), None, None
+            return None, IdentityRule.apply(g, ctx.call.seen(z), epsilon, ctx.bend), None, None
         return None, ctx.bend.backward(g, z), None, None
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from hansfree.core import Target
 from hansfree.errors import UserError, unknown
-from hansfree.explainers.nodes import Call, Semantics, Statistics
+from hansfree.explainers.nodes import Call, Factors, Semantics, Statistics
 from hansfree.explainers.refusals import Locating, Path, no_rule
 from hansfree.explainers.rules import Rules
 
@@ -27,10 +27,10 @@ def check_statistics(name: str) -> None:
         raise unknown("statistics", name, get_args(Statistics))
 
 
-def check_semantics(name: str) -> None:
-    """Raise ``UserError`` unless ``name`` is one of :data:`Semantics`."""
-    if name not in get_args(Semantics):
-        raise unknown("semantics", name, get_args(Semantics))
+def check_choice(field: str, value: str, choices: Any) -> None:
+    """Raise ``UserError`` unless ``value`` is one of the literals ``choices``."""
+    if value not in get_args(choices):
+        raise unknown(field, value, get_args(choices))
 
 
 class Signal(NamedTuple):
@@ -58,6 +58,7 @@ def propagate(
     epsilon: float | Float[Tensor, "b"] | None = None,
     output_factor: bool = False,
     semantics: Semantics = "fused",
+    factors: Factors = "exact",
     at: Callable[[], Tensor] | None = None,
 ) -> Signal:
     """The gradient of the target logits with respect to the input, modified as LRP asks where ``epsilon`` is given.
@@ -74,7 +75,7 @@ def propagate(
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(input.device.type, enabled=False):
         x = _followed(input) if differentiable else _followed(input.detach())
         epsilon = epsilon.to(x) if isinstance(epsilon, Tensor) else epsilon
-        call = Call(statistics, epsilon, semantics, private=differentiable and not input.requires_grad)
+        call = Call(statistics, epsilon, semantics, factors, private=differentiable and not input.requires_grad)
         seen = x.clone()  # a network may change its input in place
         source = seen.grad_fn
         with Rules(call) as rules:

@@ -39,6 +39,7 @@ class Path:
     """The nodes between the explained input and the logits, and what each was computed from."""
 
     def __init__(self, output: Any, source: Any) -> None:
+        self.source = source
         self.users: defaultdict[Any, list[Any]] = defaultdict(list)
         self.computed = closure(output, inputs_of)
         for node in self.computed:
@@ -68,6 +69,8 @@ class Path:
 
     def _gates(self, gate: Any) -> bool:
         """Whether whatever is computed from the gate, a constant, meets relevance only as a factor."""
+        if self.source not in closure(gate, lambda node: [used for used, _ in node.next_functions]):
+            return True  # a sigmoid of weights
         reached = closure(gate, lambda node: () if node in self.nodes else self.users.get(node, []))
         met = [node for node in reached if node in self.nodes]
         return bool(met) and all(

@@ -219,7 +219,7 @@ def _ended(func: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _held_affine(rules: Rules, x: Tensor, scale: Tensor, shift: Tensor | None = None) -> Tensor:
-    return rules.end_of_layer(HeldAffine.apply(rules.call, rules.call.held, _normed(rules, x), scale, shift))
+    return rules.end_of_layer(HeldAffine.apply(rules.call, rules.call.held, _normed(rules, x), scale, shift, None))
 
 
 def _normed(rules: Rules, x: Tensor) -> Tensor:
@@ -258,7 +258,10 @@ def _batch_norm(
         kept = mean.detach(), var.detach() * (count / (count - 1))
         rules.later(lambda: _refresh(running, kept, momentum))
     shape = [1, -1] + [1] * (input.ndim - 2)
-    y = HeldAffine.apply(call, call.held, _normed(rules, input), scale.view(shape), shift.view(shape))
+    passed = None
+    if training and call.factors == "constant" and call.statistics == "constant":
+        passed = _scale_and_shift(mean.detach(), var.detach(), weight, bias, eps)[0].view(shape)
+    y = HeldAffine.apply(call, call.held, _normed(rules, input), scale.view(shape), shift.view(shape), passed)
     return rules.end_of_layer(y)
 
 
@@ -297,7 +300,7 @@ def _torch_batch_norm(rules: Rules, x: Tensor, *args: Any) -> Tensor:
 def _standardised(rules: Rules, x: Tensor, dims: list[int], eps: float, centre: bool = True) -> Tensor:
     centred = x - x.mean(dims, keepdim=True) if centre else x
     scale = torch.rsqrt(centred.square().mean(dims, keepdim=True) + eps)
-    return HeldAffine.apply(rules.call, True, centred, scale, None)
+    return HeldAffine.apply(rules.call, True, centred, scale, None, None)
 
 
 def _layer_norm(
@@ -362,7 +365,7 @@ def _normalize(
     rules: Rules, input: Tensor, p: float = 2.0, dim: Any = 1, eps: float = 1e-12, out: Any = None
 ) -> Tensor:
     size = torch.linalg.vector_norm(input, p, dim, keepdim=True).clamp_min(eps)
-    return HeldAffine.apply(rules.call, True, input, 1 / size, None)
+    return HeldAffine.apply(rules.call, True, input, 1 / size, None, None)
 
 
 # Products of activations.
