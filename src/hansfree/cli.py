@@ -317,6 +317,8 @@ def _say_explained(summary: "Summary") -> None:
     before = f", {summary.skipped} had been before" if summary.skipped else ""
     many = "" if len(summary.explained) == 1 else "s"
     out.print(f"{len(summary.explained)} image{many} explained{before}. Gallery: {summary.gallery}", soft_wrap=True)
+    for text in summary.warnings:
+        err.print(f"Warning: {text}", markup=False, highlight=False, soft_wrap=True)
     for name, text in summary.refused.items():
         err.print(f"Warning: no maps by {name}: {text}", markup=False, highlight=False, soft_wrap=True)
     for text in summary.unreadable:

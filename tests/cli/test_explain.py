@@ -392,12 +392,17 @@ def test_sizes_that_contradict_the_model(hansfree, model, photos, tmp_path):
 
 def test_a_model_of_one_channel_and_any_size(hansfree, tmp_path):
     images = [picture(tmp_path / f"{n}.png", n, (20 + n, 30)) for n in range(3)]
-    settings = [word for pair in ("num_classes=2", "channels=1", "widths=[4]") for word in ("--set", pair)]
-    code, _, err = hansfree("explain", "small-cnn", *images, *settings[:4], "--out", tmp_path / "maps")
+    settings = [word for pair in ("num_classes=2", "channels=1", "options.widths=[4]") for word in ("--set", pair)]
+    command = ("explain", "small-cnn", *images, *settings, "--out", tmp_path / "maps")
+    code, _, err = hansfree(*command)
     assert code == 0, err
+    assert "random" in err and "random" in (tmp_path / "maps/index.html").read_text()
     assert [np.load(tmp_path / f"maps/maps/{n}.npz")["image"].shape for n in range(3)] == [
         (30, 20 + n, 1) for n in range(3)
     ]
+    code, said, _ = hansfree(*command)  # random weights, but the same ones
+    assert code == 0
+    assert "3 had been before" in said
 
 
 def test_each_file_once(photos, tmp_path):

@@ -67,6 +67,8 @@ class Summary:
     """Sentences of explainers that have no map for this model."""
     unreadable: tuple[str, ...]
     """A sentence for each image that could not be read."""
+    warnings: tuple[str, ...] = ()
+    """What else one must know before believing a map."""
 
 
 def explain_images(
@@ -140,11 +142,14 @@ def _summary(request: Request, fitting: Fitting, folder: Folder, new: Sequence[E
             *([("Model settings", ", ".join(request.settings))] if request.settings else []),
         ],
     }
-    notices = [*(f"{name}: {text}" for name, text in refused.items()), *unreadable[:_MOST_NOTICES]]
+    warnings = _warnings(request)
+    notices = [*warnings, *(f"{name}: {text}" for name, text in refused.items()), *unreadable[:_MOST_NOTICES]]
     if len(unreadable) > _MOST_NOTICES:
         notices.append(f"{len(unreadable) - _MOST_NOTICES} more images cannot be read; manifest.jsonl names them.")
     gallery = write_gallery(folder.path, about, entries, request.explainers, notices)
-    return Summary(gallery, tuple(entry for entry in new if not entry.error), skipped, refused, unreadable)
+    return Summary(
+        gallery, tuple(entry for entry in new if not entry.error), skipped, refused, unreadable, tuple(warnings)
+    )
 
 
 def _top_told(top: int) -> str:
@@ -170,11 +175,25 @@ def _model(request: Request, device: torch.device) -> Classifier:
     settings = apply_overrides({}, request.settings)
     if "name" in settings:
         raise UserError("The model's name is an argument of its own; take it out of the settings.")
-    section = {**settings, "name": "model", **({"pretrained": True} if request.pretrained else {})}
-    model = construct({"model": load_model}, section, "model", given={"name": request.model})
+    section = {**({"pretrained": True} if request.pretrained else {}), **settings, "name": "model"}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # weights that are random should be the same ones when the command goes on
+        model = construct({"model": load_model}, section, "model", given={"name": request.model})
     if not isinstance(model, Classifier):
         raise UserError(f"{request.model} takes no images, so there is nothing to draw; name a classifier of images.")
     return model.eval().requires_grad_(False).to(device)
+
+
+def _warnings(request: Request) -> list[str]:
+    settings = apply_overrides({}, request.settings)
+    folder = Path(request.model.removeprefix("hf/"))
+    own = ":" in request.model or any((folder / name).is_file() for name in ("model.safetensors", "pytorch_model.bin"))
+    if own or request.pretrained or settings.get("pretrained") or settings.get("weights"):
+        return []
+    return [
+        f"The weights of {request.model} are random, so its maps say nothing about a trained one; "
+        "add --pretrained or --set weights=FILE."
+    ]
 
 
 def _batches(pictures: Iterable[Picture], most: int) -> Iterator[list[Picture]]:
