@@ -5,11 +5,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hansfree.core import Classifier, Explainer
+from hansfree.core import Classifier, Explainer, held_affine
 from hansfree.errors import UserError
-from hansfree.explainers import EXPLAINERS
+from hansfree.explainers import EXPLAINERS, BCos
+from hansfree.models.layers import Norm, normalisation
 from hansfree.models.small import SmallCNN, SmallResNet
 
 BATCH, CLASSES = 4, 5
@@ -20,13 +22,37 @@ def explainer(request) -> Explainer:
     return EXPLAINERS[request.param]()
 
 
+class Aligned(nn.Module):
+    """A B-cos convolution: |cos(patch, weight)| times the convolution."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        patch = F.avg_pool2d(x.square().sum(1, keepdim=True), 3, 1, 1, divisor_override=1).add(1e-6).sqrt()
+        return held_affine(y, y.abs() / patch)
+
+
+def bcos_network(channels: int, norm: Norm) -> nn.Sequential:
+    layers = [Aligned(channels, 6), normalisation(norm, 6), nn.AvgPool2d(2), Aligned(6, 8)]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, CLASSES, bias=False))
+
+
 @pytest.fixture(params=["cnn", "resnet"])
-def model(request) -> Classifier:
+def model(request, explainer) -> Classifier:
     torch.manual_seed(0)
     build = {"cnn": SmallCNN, "resnet": SmallResNet}[request.param]
-    network = build(CLASSES, widths=(4, 6, 8), norm={"cnn": "batch", "resnet": "scale"}[request.param])
+    norm: Norm = {"cnn": "batch", "resnet": "scale"}[request.param]
+    network = build(CLASSES, widths=(4, 6, 8), norm=norm)
+    bcos = isinstance(explainer, BCos)
+    if bcos:
+        network = bcos_network(6, norm)
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=0.3)
+    if bcos:
+        return Classifier(network, {}, encoding="six-channels").eval()
     return Classifier(network, {}, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4)).eval()
 
 
@@ -47,7 +73,7 @@ def test_shapes_and_logits(explainer, model, images):
     same(logits, model(images))
     assert map.ndim == 4 and len(map) == BATCH and map.isfinite().all() and map.any()
     if type(explainer).__name__ not in ("Attention", "FeatureMap", "GradCAM"):
-        assert map.shape == images.shape
+        assert map.shape == model.prepare(images).shape
 
 
 @pytest.mark.parametrize("training", [True, False])

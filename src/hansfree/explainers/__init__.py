@@ -4,6 +4,7 @@
 """
 
 from hansfree.core import Explainer
+from hansfree.explainers.bcos import BCos
 from hansfree.explainers.features import Attention, FeatureMap
 from hansfree.explainers.grad_cam import GradCAM
 from hansfree.explainers.gradient import GradientXInput, InputGradient
@@ -20,6 +21,7 @@ EXPLAINERS: dict[str, type[Explainer]] = {
     "loss-gradient": LossGradient,
     "smoothgrad": SmoothGrad,
     "grad-cam": GradCAM,
+    "bcos": BCos,
     "attention": Attention,
     "features": FeatureMap,
 }
@@ -28,6 +30,7 @@ __all__ = [
     "EXPLAINERS",
     "LRP",
     "Attention",
+    "BCos",
     "FeatureMap",
     "GradCAM",
     "GradientXInput",
