@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: demo test test-all check setup setup-dev docs bench clean
+.PHONY: demo test test-all check setup setup-dev docs truth bench bench-explanations clean
 
 demo: setup  ## The main job: train, compare and report on real digits (about five minutes on two cores).
 	$(BIN)/hansfree suite configs/coloured-digits.yaml
@@ -22,6 +22,12 @@ check: setup-dev  ## Formatting, lint, types, layers.
 
 docs: setup  ## The method cards, from the code.
 	$(BIN)/python -c "from hansfree.listing import method_cards; print(method_cards(), end='')" > docs/methods.md
+
+truth: setup-dev  ## Which explainer is right on which network: docs/explainers.md, measured (about ten minutes).
+	$(BIN)/python bench/table_of_truth.py --resume
+
+bench-explanations: setup-dev  ## What an explanation step costs beside a cross-entropy step, and elsewhere.
+	$(BIN)/python bench/explanations.py --curves --out bench/README.md
 
 bench: setup  ## What a step of each method costs, relative to ERM's.
 	$(BIN)/python bench/step_cost.py configs/coloured-digits.yaml
