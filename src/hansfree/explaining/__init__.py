@@ -218,7 +218,7 @@ def _ahead(pool: ThreadPoolExecutor, work: Callable[[T], R], items: Iterable[T],
     try:
         for item in items:
             waiting.append(pool.submit(work, item))
-            if len(waiting) >= most:
+            while waiting and (len(waiting) >= most or waiting[0].done()):
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
