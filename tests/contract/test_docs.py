@@ -20,7 +20,7 @@ from hansfree.suite import cells_of, read_suite
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-PAGES = sorted([DOCS / "tour.md", *DOCS.glob("how-to/*.md"), *DOCS.glob("benchmarks/*.md")])
+PAGES = sorted([DOCS / "tour.md", DOCS / "lrp-semantics.md", *DOCS.glob("how-to/*.md"), *DOCS.glob("benchmarks/*.md")])
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.S | re.M)
 FILE = re.compile(r"# (\w+\.(?:py|yaml))\n")
 
