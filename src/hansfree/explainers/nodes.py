@@ -55,7 +55,7 @@ class Call:
     semantics: Semantics = "fused"
     factors: Factors = "exact"
     private: bool = False
-    """Whether a loss on the map may come, and will not ask for the input's gradient."""
+    """Whether nobody will ask for the gradient of the explained input any more; set after the forward pass."""
     explaining: bool = False
 
     @property
@@ -179,7 +179,7 @@ class RuledConv2d(Function):
         if ctx.call.explaining:
             return None, ConvSignal.apply(g, x.detach(), weight, ctx.geometry), None, None, None, None
         _, to_x, to_weight, to_bias, *_ = ctx.needs_input_grad
-        wanted = [to_x and not ctx.first, to_weight, to_bias]
+        wanted = [to_x and not (ctx.first and ctx.call.private), to_weight, to_bias]
         by_x, by_weight, by_bias = _conv2d_backward(g, x, weight, ctx.geometry, wanted)
         return None, by_x, by_weight, by_bias, None, None
 

@@ -13,11 +13,20 @@ from typing import Any, NamedTuple, get_args
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointError
 
 from hansfree.core import Target
 from hansfree.errors import UserError, unknown
 from hansfree.explainers.nodes import Call, Factors, Semantics, Statistics
-from hansfree.explainers.refusals import Locating, Path, no_rule
+from hansfree.explainers.refusals import (
+    Locating,
+    Path,
+    is_compiled,
+    mask_of_activations,
+    no_rule,
+    refuse_compiled,
+    refuse_unseen_statistics,
+)
 from hansfree.explainers.rules import Rules
 
 
@@ -72,20 +81,24 @@ def propagate(
     place of its input; the Signal's ``input`` is then that tensor.
     """
     differentiable = torch.is_grad_enabled()
+    _refuse_functorch()
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(input.device.type, enabled=False):
         x = _followed(input) if differentiable else _followed(input.detach())
         epsilon = epsilon.to(x) if isinstance(epsilon, Tensor) else epsilon
-        call = Call(statistics, epsilon, semantics, factors, private=differentiable and not input.requires_grad)
+        call = Call(statistics, epsilon, semantics, factors)
         seen = x.clone()  # a network may change its input in place
         source = seen.grad_fn
         with Rules(call) as rules:
-            logits = model(seen)
+            logits = _forward(model, seen)
         check_logits(logits, len(input))
         if not logits.requires_grad:
             raise _independent()
         if call.ruled:
-            _refuse_what_has_no_rule(model, x, call, logits.grad_fn, source)
+            _refuse_what_has_no_rule(model, x, rules, logits.grad_fn, source)
+        elif call.held and any(module.training for module in model.modules()):
+            refuse_unseen_statistics(logits.grad_fn)
         rules.finish()
+        call.private = differentiable and not input.requires_grad
         chosen = resolve(target, logits)
         last = rules.raw(logits)
         y = last.gather(1, chosen.view(len(chosen), -1))
@@ -142,6 +155,30 @@ def _followed(input: Tensor) -> Tensor:
     return x if x.requires_grad else x.detach().clone().requires_grad_()
 
 
+def _forward(model: nn.Module, x: Tensor) -> Any:
+    if is_compiled(model):
+        model = model._orig_mod  # pyright: ignore[reportAssignmentType]
+    refuse_compiled(model)
+    try:
+        return model(x)
+    except RuntimeError as error:
+        if "setup_context" not in str(error):
+            raise
+        raise _transformed("inside the model") from error
+
+
+def _refuse_functorch() -> None:
+    if torch._C._functorch.peek_interpreter_stack() is not None:  # pyright: ignore
+        raise _transformed("around an explanation")
+
+
+def _transformed(where: str) -> UserError:
+    return UserError(
+        f"Transforms of torch.func (grad, vmap) {where} cannot be explained through; "
+        "use torch.autograd.grad, or a batch instead of vmap."
+    )
+
+
 def _backward(call: Call, x: Tensor, y: Tensor, start: Tensor, differentiable: bool) -> list[Tensor]:
     signals: list[Tensor] = []
     call.explaining = True
@@ -158,30 +195,39 @@ def _backward(call: Call, x: Tensor, y: Tensor, start: Tensor, differentiable: b
             if signal is None:
                 raise _independent()
             signals.append(signal)
+    except CheckpointError as error:
+        raise UserError(
+            "The model computes activations again in the backward pass (gradient checkpointing), where explanations "
+            "have no rules; switch checkpointing off for the layers that are explained."
+        ) from error
     finally:
         call.explaining = False
     return signals
 
 
-def _refuse_what_has_no_rule(model: nn.Module, x: Tensor, call: Call, output: Any, source: Any) -> None:
+def _refuse_what_has_no_rule(model: nn.Module, x: Tensor, rules: Rules, output: Any, source: Any) -> None:
     """Raise ``UserError``, naming the module, unless LRP knows everything between the input and the logits."""
     path = Path(output, source)
     refused = next(path.without_rule(), None)
-    if refused is None:
+    if refused is None and rules.compared is None:
         if output not in path.nodes:
             raise _independent()
         return
     kept = [(module._buffers, dict(module._buffers)) for module in model.modules() if type(module._buffers) is dict]
-    values = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    with Rules(call), Locating(model) as located:  # once more, to see which module calls what
+    values = [(buffer, buffer._version, buffer.clone()) for buffer in model.buffers()]
+    with Rules(rules.call), Locating(model) as located:  # once more, to see which module calls what
         seen = x.clone()
         source = seen.grad_fn
-        again = Path(model(seen).grad_fn, source)
+        again = Path(_forward(model, seen).grad_fn, source)
     for buffers, before in kept:
         buffers.update(before)
     with torch.no_grad():
-        for buffer, value in values:
-            buffer.copy_(value)
+        for buffer, version, value in values:
+            if buffer._version != version:
+                buffer.copy_(value)
+    if refused is None:
+        assert rules.compared is not None
+        raise mask_of_activations(located.calling(rules.compared))
     refused = next(again.without_rule(), refused)
     raise no_rule(refused, located.where(refused))
 

@@ -137,6 +137,7 @@ class Locating(TorchFunctionMode):
         self._model = model
         self._modules = {id(module): (name, module) for name, module in model.named_modules()}
         self._callers: dict[Any, str] = {}
+        self._called: dict[Any, str] = {}
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -145,6 +146,7 @@ class Locating(TorchFunctionMode):
         result = func(*args, **kwargs or {})
         made = [leaf.grad_fn for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         caller = self._caller()
+        self._called[func] = caller
         for node in made:
             for inner in closure(node, lambda n: [u for u in inputs_of(n) if u not in before]):
                 self._callers.setdefault(inner, caller)
@@ -159,12 +161,16 @@ class Locating(TorchFunctionMode):
             frame = frame.f_back
         return type(self._model).__name__
 
+    def calling(self, func: Callable[..., Any]) -> str:
+        """The module that called ``func`` last."""
+        return self._called.get(func, type(self._model).__name__)
+
     def where(self, node: Any) -> str:
         """The module that made ``node``: its path and class."""
         if node in self._callers:
             return self._callers[node]
-        opaque = (torch.jit.ScriptModule, torch._dynamo.OptimizedModule)
-        found = [_spoken_module(*self._modules[id(m)]) for m in self._model.modules() if isinstance(m, opaque)]
+        scripted = (module for module in self._model.modules() if isinstance(module, torch.jit.ScriptModule))
+        found = [_spoken_module(*self._modules[id(module)]) for module in scripted]
         return found[0] if found else type(self._model).__name__
 
 
@@ -191,3 +197,39 @@ def no_rule(node: Any, where: str) -> UserError:
         f"LRP has no rule for {_SPOKEN.get(name, name)}, which {where} computes; use gradient-x-input, or build it "
         "of functions that LRP knows (docs/lrp-semantics.md), in plain Python: neither scripted nor compiled."
     )
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether ``torch.compile`` made ``module``; asks without importing the compiler."""
+    compiler = sys.modules.get("torch._dynamo.eval_frame")
+    return compiler is not None and isinstance(module, compiler.OptimizedModule)
+
+
+def refuse_compiled(model: nn.Module) -> None:
+    """Raise ``UserError`` if a module inside ``model`` is compiled: our nodes would lose their second derivatives."""
+    for name, module in model.named_modules():
+        if is_compiled(module):
+            raise UserError(
+                f"{_spoken_module(name, module)} is compiled and cannot be explained through; compile the model as a "
+                "whole (its original is explained then), or nothing in it."
+            )
+
+
+def mask_of_activations(where: str) -> UserError:
+    """The refusal of a comparison of activations."""
+    return UserError(
+        f"LRP has no rule for a mask made by comparing activations, which {where} computes; call an activation "
+        "function of torch (such as F.relu) instead, or use gradient-x-input."
+    )
+
+
+def refuse_unseen_statistics(output: Any) -> None:
+    """Raise ``UserError`` if a batch norm in training mode escaped, whose statistics were to be held."""
+    for node in closure(output, inputs_of):
+        if "BatchNorm" in node.name() and getattr(node, "_saved_training", True):
+            saved = getattr(node, "_saved_input", None)
+            if saved is None or len(saved) > 1:  # instance norm is a batch norm of one sample
+                raise UserError(
+                    "A batch norm in training mode cannot be held constant, for it is scripted or called by the name "
+                    "of its operator; put it in evaluation mode, or ask for `statistics: differentiated`."
+                )

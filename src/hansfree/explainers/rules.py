@@ -43,12 +43,19 @@ class Rules(TorchFunctionMode):
             self._replaced |= _LAYERWISE
         self._before_factor: dict[int, tuple[Tensor, Tensor]] = {}
         self._refreshes: list[Callable[[], None]] = []
+        self.compared: Callable[..., Any] | None = None
+        """A comparison of activations, if there was one: its mask may be an activation function in disguise."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         rule = self._replaced.get(func)
-        return func(*args, **kwargs or {}) if rule is None else rule(self, *args, **kwargs or {})
+        if rule is not None:
+            with torch._C.DisableTorchFunction():  # an explanation around this one must not see how a rule works
+                return rule(self, *args, **kwargs or {})
+        if func in _COMPARISONS and self.call.ruled and any(isinstance(a, Tensor) and a.requires_grad for a in args):
+            self.compared = func
+        return func(*args, **kwargs or {})
 
     @property
     def attenuates_activations(self) -> bool:
@@ -201,7 +208,7 @@ def _conv2d(
     if isinstance(padding, str) or input.ndim != 4 or not weight.is_leaf:
         return rules.end_of_layer(F.conv2d(input, weight, bias, stride, padding, dilation, groups))
     geometry = (_pair(stride), _pair(padding), _pair(dilation), groups)
-    first = rules.call.private and is_first(input.grad_fn)
+    first = is_first(input.grad_fn)
     return rules.end_of_layer(RuledConv2d.apply(rules.call, input, weight, bias, geometry, first))
 
 
@@ -521,6 +528,8 @@ def _additive(mask: Tensor) -> Tensor:
         else mask
     )
 
+
+_COMPARISONS = {torch.gt, torch.ge, torch.lt, torch.le, Tensor.gt, Tensor.ge, Tensor.lt, Tensor.le}
 
 _ALWAYS: dict[Any, Callable[..., Any]] = {
     F.relu: _relu,
