@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from hansfree.config import construct
 from hansfree.core import Classifier, Encoding, InputSpec
-from hansfree.errors import UserError
+from hansfree.errors import UserError, unknown
 from hansfree.models.bcos import bcos_network
 from hansfree.models.clip import clip_network
 from hansfree.models.efficientnet_lite import (
@@ -166,10 +166,7 @@ def _build(name: str, wanted: Wanted) -> Built:
         raise UserError(
             f"{name} holds no exported model (no config.json there); export one with `hansfree export RUN`."
         )
-    raise UserError(
-        f"There is no model {name!r}; ours: {', '.join(MODELS)}; others: {', '.join(f'{s}/NAME' for s in SOURCES)}, "
-        "as in torchvision/resnet18, or a folder or package.module:factory."
-    )
+    raise unknown("model", name, [*MODELS, *(f"{source}/NAME" for source in SOURCES), "package.module:factory"])
 
 
 def _own(name: str, wanted: Wanted) -> Built:
