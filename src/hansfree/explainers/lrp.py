@@ -9,12 +9,25 @@ the ReLU, and R the relevance, starting from R_k = y_k:
 Writing R_j = a_j G_j turns this into a modified gradient: every ReLU with output a passes back
 g * a / (a + epsilon), the last layer |y_k| / (|y_k| + epsilon), and the map is x * G, channel by channel.
 
-What counts as one layer is everything affine between two ReLUs (convolution, batch norm, residual sum, average
-pooling); a max-pool passes relevance to its winner; biases absorb their share. The authors' published code
-leaves out the last layer's factor (``output_factor=False``), reads one ReLU module per use, and in training
-mode differentiates through batch statistics (``statistics="differentiated"``). The text writes the epsilon of a
-sample as 10^U(0.001, 0.01); its appendix and code make it log-uniform, and so do we. There is no rule for
-activations other than ReLU: they raise ``UserError``.
+What counts as one layer is said by ``semantics``. ``fused`` (the published code's): everything affine between two
+activations (convolution, batch norm, residual sum, average pooling). ``branchwise`` (what zennit's composites
+compute): each convolution or linear layer with its batch norm, so each branch of a residual sum by itself.
+``layerwise``: each affine operation by itself. A max-pool passes relevance to its winner; biases absorb their share.
+docs/lrp-semantics.md shows what that means for maps.
+
+Deviations. The authors' code leaves out the last layer's factor (``output_factor=False``), reads one ReLU module
+per use, and in training mode differentiates through batch statistics (``statistics="differentiated"``). The text
+writes the epsilon of a sample as 10^U(0.001, 0.01); its appendix and code make it log-uniform, and so do we.
+
+Extensions. Activations other than ReLU (LeakyReLU, ReLU6, Hardtanh, ELU, SiLU, Mish, GELU, Hardswish, tanh) pass
+relevance on unchanged, the identity rule: G of z is act(z) / (z + epsilon sgn z) times G of act(z), which for ReLU
+is the rule above. Transformers follow AttnLRP (Achtibat et al. 2024, https://arxiv.org/abs/2402.05602): softmax by
+its gradient, a product of two activations half and half, normalisation within a sample with its size held. What a
+sigmoid multiplies (squeeze and excitation) keeps all relevance, the sigmoid being a constant, as Arras et al. 2017
+(https://doi.org/10.18653/v1/W17-5221) treat gates. Whatever has no rule raises ``UserError`` naming the module.
+
+``factors="constant"`` makes the gradient of a loss on the map take the factors for constants: an approximation of
+about two thirds of the cost.
 """
 
 import math
