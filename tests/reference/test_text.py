@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from hansfree.core import Tokens
 from hansfree.errors import UserError
 from hansfree.explainers import LRP, GradientXInput, InputGradient, IntegratedGradients, LossGradient
-from hansfree.explainers.text import place_of
 from hansfree.models.text import TextClassifier, load_text_model, save_text_model
 from hansfree.torchvision_guard import import_torchvision
 
@@ -147,7 +146,13 @@ def test_integrated_gradients_are_complete(baseline):
 
 def test_a_text_is_explained_alike_alone_and_in_a_batch():
     model, texts = network(), tokens()
-    for explainer in (GradientXInput(), IntegratedGradients("mask", steps=3), InputGradient(), LossGradient()):
+    for explainer in (
+        GradientXInput(),
+        IntegratedGradients("mask", steps=3),
+        InputGradient(),
+        LossGradient(),
+        LRP(0.05),
+    ):
         together = explainer(model, texts, TARGET).map
         for n in range(3):
             length = int(texts.mask[n].sum())
@@ -155,13 +160,8 @@ def test_a_text_is_explained_alike_alone_and_in_a_batch():
             torch.testing.assert_close(explainer(model, one, TARGET[n : n + 1]).map[0], together[n, :length])
 
 
-def at_embeddings(explainer, model, texts, target):
-    place = place_of(model, texts)
-    return place.collect(explainer(place.network, place.input, target).map)
-
-
 def test_lrp_reads_either_attention_alike():
-    maps = [at_embeddings(LRP(0.01), network("bert", way), tokens(), TARGET) for way in ("sdpa", "eager")]
+    maps = [LRP(0.01)(network("bert", way), tokens(), TARGET).map for way in ("sdpa", "eager")]
     torch.testing.assert_close(maps[0], maps[1])
     assert maps[0][tokens().mask].all() and not maps[0][~tokens().mask].any()
 
@@ -174,10 +174,9 @@ def test_lrp_reads_either_attention_alike():
 )
 def test_gradient_of_a_loss_on_the_map(explainer, attention):
     model, texts = network("bert", attention), tokens()
-    explain = at_embeddings if isinstance(explainer, LRP) else lambda e, *rest: e(*rest).map
 
     def loss() -> Tensor:
-        return (explain(explainer, model, texts, TARGET) - 0.01).square().sum()
+        return (explainer(model, texts, TARGET).map - 0.01).square().sum()
 
     parameters = dict(model.named_parameters())
     claimed = torch.autograd.grad(loss(), list(parameters.values()), materialize_grads=True)

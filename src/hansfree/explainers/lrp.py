@@ -39,10 +39,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hansfree.core import Draws, Explainer, Explanation, Target
+from hansfree.core import Draws, Explainer, Explanation, Target, Tokens
 from hansfree.errors import UserError
 from hansfree.explainers.nodes import Factors, Semantics, Statistics
 from hansfree.explainers.propagation import check_choice, check_statistics, propagate
+from hansfree.explainers.text import place_of
 
 
 @final
@@ -93,12 +94,15 @@ class LRP(Explainer):
             )
         return draws["epsilon"]
 
-    def __call__(self, model: nn.Module, input: Tensor, target: Target, *, draws: Draws | None = None) -> Explanation:
+    def __call__(
+        self, model: nn.Module, input: Tensor | Tokens, target: Target, *, draws: Draws | None = None
+    ) -> Explanation:
         """Explain ``model`` at ``input``. Raises ``UserError`` for activations without a rule and bad targets."""
-        epsilon = self._epsilon(draws, len(input))
+        place = place_of(model, input)
+        epsilon = self._epsilon(draws, len(place.input))
         found = propagate(
-            model,
-            input,
+            place.network,
+            place.input,
             target,
             statistics=self.statistics,
             epsilon=epsilon,
@@ -106,4 +110,4 @@ class LRP(Explainer):
             semantics=self.semantics,
             factors=self.factors,
         )
-        return Explanation(found.logits, found.times_input())
+        return Explanation(found.logits, place.collect(found.times_input()))

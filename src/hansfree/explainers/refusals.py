@@ -230,6 +230,6 @@ def refuse_unseen_statistics(output: Any) -> None:
             saved = getattr(node, "_saved_input", None)
             if saved is None or len(saved) > 1:  # instance norm is a batch norm of one sample
                 raise UserError(
-                    "A batch norm in training mode cannot be held constant, for it is scripted, synchronised, or called "
-                    "by the name of its operator; put it in evaluation mode, or ask for `statistics: differentiated`."
+                    "A batch norm in training mode cannot be held constant: it is scripted, synchronised, or called by "
+                    "the name of its operator; put it in evaluation mode, or ask for `statistics: differentiated`."
                 )
