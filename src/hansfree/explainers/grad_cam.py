@@ -46,6 +46,7 @@ class GradCAM(Explainer):
         """Explain ``model`` at ``input``. Raises ``UserError`` for an unknown layer or one without a feature map."""
         looking = Looking(model, self.layer, constant=not torch.is_grad_enabled())
         found = propagate(looking, input, target, statistics=self.statistics, at=lambda: looking.located.activation)
+        looking.located.check_read(found.signal)
         map = class_activation(looking.located.as_map(found.input), looking.located.as_map(found.signal))
         map = F.relu(map) if self.relu else map
         return Explanation(found.logits, _resized(map, input) if self.resize else map)

@@ -48,6 +48,14 @@ class Located:
             values = values.transpose(0, 1) if values.ndim == 3 else values.permute(2, 1, 0, 3)
         return values[..., -math.prod(self.grid) :, :].unflatten(-2, self.grid).movedim(-1, -3)
 
+    def check_read(self, signal: Tensor) -> None:
+        """Raise ``UserError`` where logits depend on the class token of this layer alone, so that maps are zero."""
+        if self.layout == "tokens" and signal.any() and not self.as_map(signal).any():
+            raise UserError(
+                "The logits depend on nothing but the class token of this layer, so its patches have no part in them; "
+                "name an earlier layer (the norm before the last attention is usual), or leave `layer` out."
+            )
+
 
 @final
 class Watch(TorchFunctionMode):
@@ -77,7 +85,7 @@ class Watch(TorchFunctionMode):
         else:
             for part in _tensors((given,)):
                 if part.ndim == 4:
-                    self._see_map(part, self._layout_of(func, args, kwargs or {}, part))
+                    self._see_map(part, self._layout_of(func, args, kwargs or {}, part), func not in _RESIZED)
         return given
 
     def _see_attention(self) -> None:
@@ -86,12 +94,17 @@ class Watch(TorchFunctionMode):
         else:
             self._attended = self._normed
 
-    def _see_map(self, given: Tensor, layout: MapLayout | None) -> None:
+    def _see_map(self, given: Tensor, layout: MapLayout | None, chosen: bool = True) -> None:
         if layout is None:
             self._layouts.pop(given, None)
             return
         self._layouts[given] = layout
-        if len(given) == self._samples and math.prod(_pixels(given, layout)) > 1 and given.is_floating_point():
+        if (
+            chosen
+            and len(given) == self._samples
+            and math.prod(_pixels(given, layout)) > 1
+            and given.is_floating_point()
+        ):
             self._last = Located(given, layout, _pixels(given, layout))
             self._normed, self._attended, self._blind = None, None, 0
 
@@ -167,7 +180,9 @@ class Watch(TorchFunctionMode):
 
 
 _CONVOLUTIONS = {F.conv2d, F.conv_transpose2d}
-_POOLS = {F.avg_pool2d, F.max_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d}
+_RESIZED = {F.adaptive_avg_pool2d, F.adaptive_max_pool2d}
+"""Global pooling, or what makes a map of the size that a linear layer expects: the map before is the sharper one."""
+_POOLS = {F.avg_pool2d, F.max_pool2d, *_RESIZED}
 _NORMS = {F.layer_norm, torch.layer_norm, F.rms_norm, torch.rms_norm}
 _SOFTMAX = {F.softmax, torch.softmax, Tensor.softmax}
 _ATTENTION = {
