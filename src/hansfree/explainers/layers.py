@@ -21,7 +21,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from hansfree.core import Classifier
 from hansfree.errors import UserError
-from hansfree.explainers.twin import Recording
+from hansfree.explainers.twin import Recording, plain
 
 MapLayout = Literal["nchw", "nhwc"]
 
@@ -225,7 +225,7 @@ class Looking(nn.Module):
 
     def __init__(self, model: nn.Module, layer: str | None, *, constant: bool = False) -> None:
         super().__init__()
-        self.model, self.training = model, model.training
+        self.model, self.training = plain(model), model.training
         self._layer, self._constant = layer, constant
         self._located: Located | None = None
 

@@ -31,13 +31,12 @@ def twin(model: nn.Module, changes: Mapping[nn.Module, Change]) -> nn.Module:
 def _twin(module: nn.Module, changes: Mapping[nn.Module, Change], known: dict[nn.Module, nn.Module]) -> nn.Module:
     if module in known:
         return known[module]
-    known[module] = module  # a module that contains itself stays itself
     children = {name: child and _twin(child, changes, known) for name, child in module._modules.items()}
     if module in changes or any(child is not module._modules[name] for name, child in children.items()):
         known[module] = _shallow(module, children)
         if module in changes:
             changes[module](known[module])
-    return known[module]
+    return known.setdefault(module, module)
 
 
 def _shallow(module: nn.Module, children: dict[str, nn.Module | None]) -> nn.Module:
