@@ -53,7 +53,7 @@ def test_a_randomised_model_changes_its_maps(name):
     maps = []
     for seed in (0, 1):
         torch.manual_seed(seed)
-        model = load_model("small-cnn", num_classes=10).eval()
+        model = load_model("bcos/resnet18" if name == "bcos" else "small-cnn", num_classes=10).eval()
         with torch.no_grad():
             maps.append(EXPLAINERS[name](**settings)(model, batch.images, batch.label).map.flatten(1))
     first, second = (map - map.mean(1, keepdim=True) for map in maps)

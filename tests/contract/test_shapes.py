@@ -26,7 +26,8 @@ def network(name="small-cnn", **options):
 teacher = Teacher.live(network("small-resnet", norm="scale"))
 for name, kind in explainers.EXPLAINERS.items():
     for target in (batch.label, torch.stack([batch.label, batch.label], 1), lambda logits: logits.argmax(1)):
-        kind()(network(), batch.images, target)
+        student = load_model("bcos/resnet18", num_classes=10) if name == "bcos" else network()
+        kind()(student, batch.images, target)
 ranged = explainers.LRP(epsilon=(0.01, 0.1))
 for name, method in METHODS.items():
     setup = Setup(network, teacher, 200, 10, benchmark.input)

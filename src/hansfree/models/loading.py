@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from hansfree.config import construct
 from hansfree.core import Classifier, Encoding, InputSpec
-from hansfree.errors import UserError, unknown
+from hansfree.errors import UserError, nearest
 from hansfree.models.bcos import bcos_network
 from hansfree.models.clip import clip_network
 from hansfree.models.efficientnet_lite import (
@@ -166,7 +166,11 @@ def _build(name: str, wanted: Wanted) -> Built:
         raise UserError(
             f"{name} holds no exported model (no config.json there); export one with `hansfree export RUN`."
         )
-    raise unknown("model", name, [*MODELS, *(f"{source}/NAME" for source in SOURCES), "package.module:factory"])
+    sources = ", ".join(f"{source}/NAME" for source in SOURCES)
+    raise UserError(
+        f"There is no model {name!r} of ours (others are written {sources}, such as torchvision/resnet18, or "
+        f"package.module:factory); {nearest(name, MODELS)}"
+    )
 
 
 def _own(name: str, wanted: Wanted) -> Built:
@@ -287,7 +291,7 @@ def attach_adapter(model: Classifier, width: int) -> None:
 
 
 def _check_adapter(model: Classifier, adapter: nn.Conv2d, layer: nn.Linear) -> None:
-    probe = copy.deepcopy(model).eval()
+    probe = copy.deepcopy(model).cpu().float().eval()
     features = torch.zeros(1, adapter.in_channels, 7, 7)
     try:
         with torch.no_grad():
@@ -295,8 +299,9 @@ def _check_adapter(model: Classifier, adapter: nn.Conv2d, layer: nn.Linear) -> N
             _replace_classifier(probe, layer)
             probe.forward_head(adapter(features))
     except (RuntimeError, ValueError, IndexError) as error:
+        name = model.config.get("architecture", "The network")
         raise UserError(
-            f"{model.config['architecture']} has other layers between its last feature map and its last layer, so "
+            f"{name} has other layers between its last feature map and its last layer, so "
             "that no adapter fits; set last_layer: free, or choose a network with global average pooling."
         ) from error
 
