@@ -80,7 +80,7 @@ def one_line(error: BaseException) -> str:
 
 def needs_classes(model: str) -> UserError:
     """The error for a model whose number of classes nobody gave."""
-    return UserError(f"The model {model!r} needs num_classes.")
+    return UserError(f"The model {model!r} needs num_classes, or `pretrained` for published weights and their classes.")
 
 
 def three_channels(wanted: Wanted, model: str) -> None:
