@@ -242,7 +242,8 @@ hooks on ReLU modules for fused LRP, zennit with its canonisers for branchwise L
 an eps of 0, for zennit forgets it), the package `bcos` for W(x), a formula written out for features."""
 
 COMPLETENESS = """Where theory promises what a map adds up to, the relative error of its sum: gradient × input on
-networks of ReLUs without biases, LRP without biases as ε goes to 0, integrated gradients with 64 steps."""
+networks of ReLUs without biases, LRP without biases as ε goes to 0, the contributions of a B-cos network, integrated
+gradients with 64 steps (as far as the quadrature goes)."""
 
 REACHED = """Weight tensors of two or more dimensions that receive a gradient other than zero."""
 

@@ -50,7 +50,7 @@ def _bert() -> nn.Module:
         intermediate_size=48,
         max_position_embeddings=32,
     )
-    return load_text_model(config, num_labels=CLASSES)
+    return load_text_model(config, num_classes=CLASSES)
 
 
 def _clip() -> nn.Module:
@@ -86,17 +86,19 @@ NETWORKS = {
 
 
 def prepared(network: Network) -> tuple[nn.Module, Any, Tensor]:
-    """The network, two inputs and their classes; the same at every call."""
+    """The network, two inputs and the classes it predicts for them; the same at every call."""
+    network.build()  # what it imports may draw random numbers
     torch.manual_seed(0)
     model = network.build().double().eval()
-    target = torch.tensor([1, 3])
     if network.text:
+        x = _texts()
         randomised(model, None)
-        return model, _texts(), target
-    x = torch.rand(SAMPLES, 3, network.size, network.size, dtype=torch.double)
-    if not network.trained:
-        randomised(model, torch.rand(8, 3, network.size, network.size, dtype=torch.double))
-    return model, x, target
+    else:
+        x = torch.rand(SAMPLES, 3, network.size, network.size, dtype=torch.double)
+        if not network.trained:
+            randomised(model, torch.rand(8, 3, network.size, network.size, dtype=torch.double))
+    with torch.no_grad():
+        return model, x, model(x).argmax(1)
 
 
 def _texts() -> Tokens:

@@ -155,7 +155,7 @@ ORACLES: dict[str, tuple[str, Oracle]] = {
     "gradient-x-input": ("Captum", _captum("InputXGradient")),
     "integrated-gradients": ("Captum", _captum_path),
     "loss-gradient": ("Captum", _captum_loss),
-    "grad-cam": ("Captum", _captum_cam),
+    "grad-cam": ("Captum at forward_features", _captum_cam),
     "attention": ("formula", _formula(lambda a: a.square().sum(1, keepdim=True))),
     "features": ("formula", _formula(lambda a: a)),
     "lrp, fused": ("hooks", _hooks),
@@ -187,6 +187,9 @@ def completeness(
         return "y(x) - y(x')", _gap(explanation.map.flatten(1).sum(1), explanation.map.flatten(1).sum(1) - gap)
     if network.text:
         return None
+    if row == "bcos" and network.title.startswith("B-cos"):
+        whole = dataclasses.replace(explainer, form="contributions")
+        return "y, no biases", _sum_is_the_logit(whole, without_biases(model), x, target)
     if row == "gradient-x-input" and network.homogeneous:
         return "y, no biases", _sum_is_the_logit(explainer, without_biases(model), x, target)
     if row.startswith("lrp") and network.conserving:
