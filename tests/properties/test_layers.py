@@ -1,6 +1,7 @@
 """Twins share everything and touch nothing; the feature map is found, or its absence is said, on every kind of net."""
 
 import copy
+import gc
 from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 import torch.distributed
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional as F
 
 from hansfree.core import Classifier
@@ -207,6 +209,49 @@ def test_threads_may_watch_different_layers_of_one_model():
         parallel = list(pool.map(lambda n: explainers[n % 7](model, images(), TARGET).map, range(28)))
     assert all(torch.equal(found, serial[n % 7]) for n, found in enumerate(parallel))
     assert state(model) == before
+
+
+class Aligned(nn.Conv2d):
+    """A B-cos layer with a flag, as the ``bcos`` package has it."""
+
+    def __init__(self) -> None:
+        super().__init__(6, 6, 1, bias=False)
+        self.detach = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        cosine = y.abs() / x.norm(dim=1, keepdim=True)
+        return y * (cosine.detach() if self.detach else cosine)
+
+
+@pytest.mark.parametrize(
+    "explainer",
+    [GradCAM(), GradCAM("1"), GradCAM("2"), FeatureMap("2"), Attention(), BCos(), BCos("contributions")],
+    ids=str,
+)
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad])
+def test_activations_are_given_back_at_once(explainer, mode):
+    """Without waiting for the garbage collector, which knows nothing of a GPU's memory."""
+    seen = []
+
+    def noted(x: Tensor) -> Tensor:
+        y = x.exp()
+        seen.extend(StorageWeakRef(tensor.untyped_storage()) for tensor in (x, y))
+        return y
+
+    network = around(Aligned(), Bend(noted))
+    network[0] = nn.Conv2d(6, 6, 3)
+    model = Classifier(network, {}, encoding="six-channels").eval()
+    gc.collect()
+    gc.disable()
+    try:
+        with mode():
+            found = explainer(model, images(), TARGET)
+        assert len(seen) == 2 and found.map.any()
+        del found
+        assert all(activation.expired() for activation in seen)
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize(

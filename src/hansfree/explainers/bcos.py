@@ -16,6 +16,7 @@ exactly; the authors' library cuts them out of the graph in the forward pass, wh
 wrong for a loss.
 """
 
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, final, get_args
@@ -62,22 +63,23 @@ class _Held(nn.Module):
 
     def __init__(self, model: nn.Module, input: Tensor) -> None:
         super().__init__()
-        parts = list(plain(model).modules())
-        dynamic = [part for part in parts if _detaches(part)]
-        encoders = [part for part in parts if isinstance(part, Classifier)]
-        if not encoders:
-            _check_channels(parts, input)
-        self.model = twin(model, {**dict.fromkeys(dynamic, _hold), **dict.fromkeys(encoders, self._remember)})
-        self.training, self._known = model.training, bool(dynamic)
+        self.model, self.training = plain(model), model.training
+        parts = list(self.model.modules())
+        self._dynamic = [part for part in parts if _detaches(part)]
+        self._encoders = [part for part in parts if isinstance(part, Classifier)]
         self._encoded: Tensor | None = None
+        if not self._encoders:
+            _check_channels(parts, input)
 
     def forward(self, x: Tensor) -> Tensor:
         """The model's logits."""
         self._encoded = x
-        if self._known:
-            return self.model(x)
+        changes = {**dict.fromkeys(self._dynamic, _hold), **dict.fromkeys(self._encoders, self._remember)}
+        model = twin(self.model, changes)
+        if self._dynamic:
+            return model(x)
         with _Spotting() as spotted:
-            logits = self.model(x)
+            logits = model(x)
         if not spotted.dynamic:
             raise UserError(
                 f"{type(self.model).__name__} has no B-cos layer, so it applies no linear map of its own choice to the "
@@ -91,13 +93,17 @@ class _Held(nn.Module):
         return self._encoded
 
     def _remember(self, classifier: nn.Module) -> None:
-        prepare: Callable[[Tensor], Tensor] = classifier.prepare  # pyright: ignore[reportAssignmentType]
+        def prepare(x: Tensor) -> Tensor:
+            self._encoded = encoded = type(own()).prepare(own(), x)
+            return encoded.clone()  # the network may change it in place
 
-        def remembering(x: Tensor) -> Tensor:
-            self._encoded = prepare(x)
-            return self._encoded.clone()  # the network may change it in place
+        own = _weak(classifier)
+        classifier.__dict__["prepare"] = prepare
 
-        classifier.__dict__["prepare"] = remembering
+
+def _weak(module: Any) -> Callable[[], Any]:
+    """The module, for a function that is to hang on it: a cycle would outlive the explanation, with its tensors."""
+    return weakref.ref(module)
 
 
 def _detaches(module: nn.Module) -> bool:
@@ -106,13 +112,13 @@ def _detaches(module: nn.Module) -> bool:
 
 
 def _hold(layer: nn.Module) -> None:
-    forward = layer.forward
+    own = _weak(layer)
 
-    def held(*args: Any, **kwargs: Any) -> Any:
-        with _Holding(layer):
-            return forward(*args, **kwargs)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        with _Holding(own()):
+            return type(own()).forward(own(), *args, **kwargs)
 
-    layer.__dict__.update(detach=True, forward=held)
+    layer.__dict__.update(detach=True, forward=forward)
 
 
 @final

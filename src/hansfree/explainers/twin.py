@@ -78,31 +78,28 @@ class Recording:
     """
 
     def __init__(self, model: nn.Module, name: str, *, leaf: bool = False, seen: Callable[[Tensor], None]) -> None:
-        layer = layer_named(model, name)
-        self._name, self._leaf, self._seen = name, leaf, seen
+        self._model, self._layer, self._name = model, layer_named(model, name), name
+        self._leaf, self._seen = leaf, seen
         self._called = False
-        self.model = twin(model, {layer: lambda twin: twin.__dict__.update(forward=self._watched(layer))})
 
     def __call__(self, *args: Any) -> Any:
-        """The model's forward pass."""
+        """The model's forward pass, in a twin that ends with it: kept, it would keep the pass's activations too."""
         self._called = False
+        watched = twin(self._model, {self._layer: lambda other: other.__dict__.update(forward=self._watched)})
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self._leaf):
-            return self.model(*args)
+            return watched(*args)
 
-    def _watched(self, layer: nn.Module) -> Callable[..., Any]:
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            given = layer.forward(*args, **kwargs)
-            output = _first_tensor(given)
-            if output is None:
-                raise UserError(f"The layer {self._name!r} gives no tensor; name one whose output is a feature map.")
-            if self._leaf:
-                torch.set_grad_enabled(True)
-                output = output.detach().requires_grad_()
-            self._called = True
-            self._seen(output)
-            return _replaced(given, output.clone())  # a copy, because the next layer may work in place
-
-        return forward
+    def _watched(self, *args: Any, **kwargs: Any) -> Any:
+        given = self._layer.forward(*args, **kwargs)
+        output = _first_tensor(given)
+        if output is None:
+            raise UserError(f"The layer {self._name!r} gives no tensor; name one whose output is a feature map.")
+        if self._leaf:
+            torch.set_grad_enabled(True)
+            output = output.detach().requires_grad_()
+        self._called = True
+        self._seen(output)
+        return _replaced(given, output.clone())  # a copy, because the next layer may work in place
 
     def check(self) -> None:
         """Raise ``UserError`` where the last forward pass did not call the layer."""
