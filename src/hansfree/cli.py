@@ -174,6 +174,9 @@ def explain_command(
         list[str] | None,
         typer.Option("--set", help="key=value of a named model: num_classes, weights ... May be repeated."),
     ] = None,
+    coarse: Annotated[
+        int, typer.Option("--coarse", min=1, help="Pictures average maps over squares of N pixels.", metavar="N")
+    ] = 1,
     arrays: Annotated[bool, typer.Option(help="Keep the maps as numbers, an .npz per image.")] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what other settings left in --out.")] = False,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images at a time.")] = 8,
@@ -183,7 +186,9 @@ def explain_command(
     from hansfree.explaining import Request, explain_images
 
     explainers = tuple(dict.fromkeys(explainer or ["lrp:epsilon=0.01"]))
-    request = Request(model, explainers, tuple(classes or ()), top, fit, size, tuple(settings or ()), pretrained)
+    request = Request(
+        model, explainers, tuple(classes or ()), top, fit, size, tuple(settings or ()), pretrained, coarse
+    )
     with _progress(f"what is done is kept in {folder}, and the same command goes on from there.") as bars:
         summary = explain_images(
             request,

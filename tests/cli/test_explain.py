@@ -12,6 +12,7 @@ from PIL import Image
 from hansfree.errors import UserError
 from hansfree.explainers import LRP, GradientXInput
 from hansfree.explaining import Request, _ahead, explain_images
+from hansfree.explaining.folder import _coarser
 from hansfree.explaining.images import Fitting, Source, find_images
 from hansfree.explaining.look import class_numbers, explainer_of
 from hansfree.models import load_model, save_model
@@ -101,6 +102,24 @@ def test_the_numbers_are_those_of_the_explainers(hansfree, model, tmp_path):
     (line,) = manifest(tmp_path / "maps")
     share = network(input)[0].softmax(0)
     assert [said["probability"] for said in line["top"]] == pytest.approx(share[target[0]].tolist(), abs=1e-5)
+
+
+def test_pictures_average_over_squares_and_numbers_do_not(model, tmp_path):
+    file = picture(tmp_path / "photo.png")
+    found = {}
+    for coarse in (1, 4):
+        request = Request(str(model), ("gradient-x-input", "attention"), coarse=coarse)
+        explain_images(request, [file], tmp_path / f"maps{coarse}")
+        with np.load(tmp_path / f"maps{coarse}/maps/photo.npz") as archive:
+            drawn = (tmp_path / f"maps{coarse}/pictures/photo.png").read_bytes()
+            found[coarse] = archive["gradient-x-input"], archive["attention"], drawn
+    assert all(np.array_equal(a, b) for a, b in zip(found[1][:2], found[4][:2], strict=True))
+    assert found[1][2] != found[4][2]
+    fine = found[1][0].sum(1)
+    squares = _coarser(fine, fine.shape[1:], 4)
+    assert squares.shape == (1, 5, 6)
+    assert squares[0, 1, 2] == pytest.approx(fine[0, 4:8, 8:12].mean(), rel=1e-5)
+    assert _coarser(found[1][1].sum(1), fine.shape[1:], 4).shape == found[1][1].shape[:1] + found[1][1].shape[2:]
 
 
 def test_batches_change_nothing(model, photos, tmp_path):

@@ -52,6 +52,8 @@ class Request:
     settings: tuple[str, ...] = ()
     """Settings of the model, ``key=value``, as :func:`hansfree.models.load_model` takes them."""
     pretrained: bool = False
+    coarse: int = 1
+    """Pictures average maps over squares of this many pixels; the numbers that are kept are never averaged."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ def explain_images(
         explained = _from_first_map(_explained(pool, pending, fitting, look, batch_size))
         folder.open()
         named = ((found, folder.claim(found.source)) for found in explained)
-        for entry in _ahead(pool, lambda item: write(*item, folder.path, arrays), named, 2 * _THREADS):
+        for entry in _ahead(pool, lambda item: write(*item, folder.path, arrays, request.coarse), named, 2 * _THREADS):
             folder.add(entry)
             new.append(entry)
             watch(skipped + len(new), len(sources))
@@ -139,6 +141,7 @@ def _summary(request: Request, fitting: Fitting, folder: Folder, new: Sequence[E
             ("Explainers", ", ".join(request.explainers)),
             ("Classes", ", ".join(request.classes) or _top_told(request.top)),
             ("Seen", fitting.told),
+            *([("Drawn", f"maps averaged over squares of {request.coarse} pixels")] if request.coarse > 1 else []),
             *([("Model settings", ", ".join(request.settings))] if request.settings else []),
         ],
     }

@@ -19,8 +19,11 @@ from hansfree.runs import atomic_path, read_json, write_json, write_text
 _TORN = ".hansfree-"
 
 
-def write(found: Explained, name: str, folder: Path, arrays: bool) -> Entry:
-    """Draw one image's picture and store its numbers; the entry for the manifest."""
+def write(found: Explained, name: str, folder: Path, arrays: bool, coarse: int = 1) -> Entry:
+    """Draw one image's picture and store its numbers; the entry for the manifest.
+
+    Maps as fine as the image are averaged over squares of ``coarse`` pixels in the picture, not in the numbers.
+    """
     entry = Entry(*found.source.state, found.source.title, error=found.error)
     if found.pixels is None:
         return entry
@@ -36,7 +39,7 @@ def write(found: Explained, name: str, folder: Path, arrays: bool) -> Entry:
         with atomic_path(folder / entry.arrays) as temporary:
             np.savez(temporary, **_numbers(found))
     with atomic_path(folder / entry.picture) as temporary:
-        draw_sheet(_sheet(found, entry)).save(temporary, compress_level=3)
+        draw_sheet(_sheet(found, entry, coarse)).save(temporary, compress_level=3)
     return entry
 
 
@@ -55,15 +58,25 @@ def _numbers(found: Explained) -> dict[str, Any]:
     }
 
 
-def _sheet(found: Explained, entry: Entry) -> Sheet:
+def _sheet(found: Explained, entry: Entry, coarse: int) -> Sheet:
     assert found.pixels is not None
+    size = found.pixels.shape[:2]
     columns = [
-        Column(name, refusal=answer) if isinstance(answer, str) else Column(name, answer.sum(1))
+        Column(name, refusal=answer) if isinstance(answer, str) else Column(name, _coarser(answer.sum(1), size, coarse))
         for name, answer in found.answers.items()
     ]
     rows = [f"Why {said.short}?  (class {said.index}, {said.percent})" for said in found.explained]
     image = found.pixels if found.pixels.shape[2] == 3 else found.pixels.repeat(3, axis=2)
     return Sheet(entry.title, entry.told, image, rows, columns)
+
+
+def _coarser(maps: np.ndarray, size: tuple[int, ...], coarse: int) -> np.ndarray:
+    """``maps`` [classes, h, w] as fine as the image, averaged over squares; a border that fills none is left out."""
+    height, width = (side // coarse for side in maps.shape[1:])
+    if coarse == 1 or maps.shape[1:] != size or not height * width:
+        return maps
+    squares = maps[:, : height * coarse, : width * coarse].reshape(-1, height, coarse, width, coarse)
+    return squares.mean((2, 4))
 
 
 @dataclass
