@@ -242,7 +242,6 @@ def test_activations_are_given_back_at_once(explainer, mode):
     network = around(Aligned(), Bend(noted))
     network[0] = nn.Conv2d(6, 6, 3)
     model = Classifier(network, {}, encoding="six-channels").eval()
-    gc.collect()
     gc.disable()
     try:
         with mode():

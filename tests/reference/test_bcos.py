@@ -181,10 +181,13 @@ SMOOTH = [name for name in NETWORKS if name not in ("resnet", "densenet", "b = 1
 
 
 @pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("form", ["weights", "contributions"])
 @pytest.mark.parametrize(
-    "name",
-    [*(pytest.param(name, marks=pytest.mark.slow) for name in ("resnet", "densenet")), *SMOOTH, "own"],
+    ("name", "form"),
+    [
+        *(pytest.param(name, "weights", marks=pytest.mark.slow) for name in ("resnet", "densenet")),
+        *((name, "weights") for name in [*SMOOTH, "own"]),
+        *((name, "contributions") for name in ("maxout", "BatchNormUncentered2d", "own")),
+    ],
 )
 def test_gradient_of_a_loss_on_the_map(name, form, training):
     build, size = {**NETWORKS, "own": (own, 4)}[name]

@@ -31,7 +31,9 @@ def twin(model: nn.Module, changes: Mapping[nn.Module, Change]) -> nn.Module:
 def _twin(module: nn.Module, changes: Mapping[nn.Module, Change], known: dict[nn.Module, nn.Module]) -> nn.Module:
     if module in known:
         return known[module]
-    children = {name: child and _twin(child, changes, known) for name, child in module._modules.items()}
+    children = {
+        name: None if child is None else _twin(child, changes, known) for name, child in module._modules.items()
+    }
     if module in changes or any(child is not module._modules[name] for name, child in children.items()):
         known[module] = _shallow(module, children)
         if module in changes:
