@@ -332,6 +332,10 @@ class Setup:
     samples: int
     classes: int
     input: InputSpec
+    label: Tensor | None = None
+    """Of each training sample, in its split's order: what class counts and sampling weights are made from."""
+    bias: Tensor | None = None
+    """The same for the spurious attribute; given to methods whose ``needs`` name ``bias``, and to no others."""
 
 
 @dataclass(frozen=True)

@@ -108,12 +108,15 @@ def make_model(section: Section, benchmark: Benchmark) -> Classifier:
 def make_method(config: RunConfig, benchmark: Benchmark, teacher: Teacher | None) -> Method:
     """The method with its student, the student's first weights drawn from the run's seed."""
     torch.manual_seed(config.seed)
+    train, needs = benchmark.split("train"), _needs(config.method)
     setup = Setup(
         student=lambda: make_model(config.model, benchmark),
         teacher=teacher,
-        samples=len(benchmark.split("train")),
+        samples=len(train),
         classes=len(benchmark.classes),
         input=benchmark.input,
+        label=train.label,
+        bias=train.bias if "bias" in needs else None,
     )
     explainer = make_explainer(config.explainer)
     given = {"setup": setup} | ({} if explainer is None else {"explainer": explainer})
@@ -126,6 +129,15 @@ def make_method(config: RunConfig, benchmark: Benchmark, teacher: Teacher | None
         if explainer is not None and not explains:
             raise UserError(f"The method {name!r} takes no explainer; take the explainer section out.")
     return named(METHODS, section, "method", **given)
+
+
+def _needs(section: Section) -> frozenset[str]:
+    """The supervision that the method of a section declares."""
+    name = section.get("name")
+    method = METHODS.get(name) if isinstance(name, str) else None
+    if method is None and isinstance(name, str) and ":" in name:
+        method = imported(name, "method")
+    return getattr(method, "needs", frozenset())
 
 
 def selection_rule(config: RunConfig, method: Method) -> Rule:
