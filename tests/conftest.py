@@ -70,9 +70,18 @@ def build(tiny):
         for _ in range(3):
             teacher.train()(torch.rand(16, 3, 12, 12))
         torch.manual_seed(seed)
-        if name == "explanation-distillation":
+        if "explainer" in METHODS[name].__init__.__annotations__:
             settings = {"explainer": LRP(epsilon=(0.01, 0.1)), **settings}
-        setup = Setup(lambda: network("small-cnn", norm=norm), Teacher.live(teacher), 48, 3, tiny.input)
+        train = tiny.split("train")
+        setup = Setup(
+            lambda: network("small-cnn", norm=norm),
+            Teacher.live(teacher),
+            len(train),
+            len(tiny.classes),
+            tiny.input,
+            label=train.label,
+            bias=train.bias if "bias" in METHODS[name].needs else None,
+        )
         return METHODS[name](setup, **settings)
 
     return made

@@ -95,13 +95,14 @@ def test_resuming_anywhere_gives_the_same_weights_to_the_bit(name, build, tiny):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_what_it_needs_is_asked_for_in_one_sentence(name, build, tiny):
-    student = copy.deepcopy(build(name).student)
-    setup = Setup(lambda: student, None, 48, 3, tiny.input)
+    student, train = copy.deepcopy(build(name).student), tiny.split("train")
+    bias = train.bias if "bias" in METHODS[name].needs else None
+    setup = Setup(lambda: student, None, 48, 3, tiny.input, label=train.label, bias=bias)
     if "teacher" not in METHODS[name].needs:
         assert isinstance(METHODS[name](setup), Method)
         return
     with pytest.raises(UserError, match="needs a teacher"):
-        METHODS[name](setup, **({"explainer": None} if name == "explanation-distillation" else {}))
+        METHODS[name](setup, **({"explainer": None} if "explainer" in METHODS[name].__init__.__annotations__ else {}))
 
 
 @pytest.mark.parametrize("name", METHODS)
