@@ -23,7 +23,7 @@ check: setup-dev  ## Formatting, lint, types, layers.
 docs: setup  ## The method cards, from the code.
 	$(BIN)/python -c "from hansfree.listing import method_cards; print(method_cards(), end='')" > docs/methods.md
 
-truth: setup-dev  ## Which explainer is right on which network: docs/explainers.md, measured (about ten minutes).
+truth: setup-dev  ## Which explainer is right on which network: docs/explainers.md, measured (about a quarter of an hour on two cores).
 	$(BIN)/python bench/table_of_truth.py --resume
 
 bench-explanations: setup-dev  ## What an explanation step costs beside a cross-entropy step, and elsewhere.

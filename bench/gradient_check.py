@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 STEPS = (1e-6, 1e-7, 1e-5, 1e-8, 1e-9, 1e-10)
-GOOD = 1e-6
+GOOD = 1e-5
 """Other steps are not tried once an error is below this."""
 
 

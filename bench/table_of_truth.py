@@ -2,18 +2,20 @@
 
     python bench/table_of_truth.py [--network NAME ...] [--explainer NAME ...] [--resume] [--out docs/explainers.md]
 
-Cells are kept in a file beside this one as soon as they are measured, and the page is written from all of them.
-``--resume`` leaves cells alone that were measured with the library's code as it is now.
+Cells are kept in a folder beside this file, one file per network, as soon as they are measured; the page is written
+from all of them. ``--resume`` leaves cells alone that were measured with the library's code as it is now.
 """
 
 import argparse
 import hashlib
 import json
+import multiprocessing
 import statistics
 import sys
 import time
 import warnings
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -34,7 +36,7 @@ from hansfree.torchvision_guard import import_torchvision
 WRONG = 1e-3
 """A gradient error above this is printed bold."""
 
-CHEAPER: dict[str, dict[str, Any]] = {"integrated-gradients": {"steps": 4}, "smoothgrad": {"samples": 3}}
+CHEAPER: dict[str, dict[str, Any]] = {"integrated-gradients": {"steps": 2}, "smoothgrad": {"samples": 2}}
 """Settings that make a row affordable; they are named in the page."""
 
 
@@ -107,7 +109,7 @@ def _fill(
     gradients = torch.autograd.grad(loss(), matrices, allow_unused=True)
     cell.matrices = len(matrices)
     cell.reached = sum(gradient is not None and bool(gradient.any()) for gradient in gradients)
-    errors = gradient_errors(loss, model, some_parameters(model, 5), value=value)
+    errors = gradient_errors(loss, model, some_parameters(model, 4), value=value)
     cell.median = statistics.median(errors.values())
     cell.worst_name = max(errors, key=lambda name: errors[name])
     cell.worst = errors[cell.worst_name]
@@ -119,39 +121,51 @@ Cells = dict[str, dict[str, Cell]]
 """By network, then by row."""
 
 
-def read(file: Path) -> Cells:
-    """The cells of earlier runs."""
+def read(folder: Path) -> Cells:
+    """The cells of all runs so far."""
+    return {file.stem: _column(file) for file in sorted(folder.glob("*.json"))}
+
+
+def _column(file: Path) -> dict[str, Cell]:
     kept = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    return {network: {row: Cell(**cell) for row, cell in column.items()} for network, column in kept.items()}
+    return {row: Cell(**cell) for row, cell in kept.items()}
 
 
-def write(cells: Cells, file: Path) -> None:
+def measure(
+    name: str, network: Network, explainers: Mapping[str, Explainer], folder: Path, *, resume: bool = False
+) -> dict[str, Cell]:
+    """One column; every cell is kept in ``folder`` at once."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file, code = folder / f"{name}.json", code_digest()
+    column = {row: cell for row, cell in _column(file).items() if row in explainers or row in rows()}
+    wanted = [row for row in explainers if not (resume and row in column and column[row].code == code)]
+    try:
+        built = prepared(network) if wanted else None
+    except Exception as error:  # the page is to show it
+        column.update({row: Cell(code, failure=f"{type(error).__name__}: {error}") for row in wanted})
+        say(f"{name}: cannot be built: {error}")
+        wanted = []
+    for row in wanted:
+        column[row] = measured(row, explainers[row], network, built)
+        say(f"{name}, {row}: {summary(column[row])} ({column[row].seconds:.1f} s)")
+        _keep(column, file)
+    _keep(column, file)
+    return column
+
+
+def _keep(column: Mapping[str, Cell], file: Path) -> None:
     """Whole or not at all."""
-    plain = {network: {row: asdict(cell) for row, cell in column.items()} for network, column in cells.items()}
+    plain = {row: asdict(cell) for row, cell in column.items()}
     with atomic_path(file) as path:
         path.write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
 
 
-def measure(
-    networks: Mapping[str, Network], explainers: Mapping[str, Explainer], file: Path, *, resume: bool = False
-) -> Cells:
-    """Measure, column by column, and keep every cell in ``file`` at once."""
-    cells, code = read(file), code_digest()
-    for name, network in networks.items():
-        column = cells.setdefault(name, {})
-        wanted = [row for row in explainers if not (resume and row in column and column[row].code == code)]
-        try:
-            built = prepared(network) if wanted else None
-        except Exception as error:  # the page is to show it
-            column.update({row: Cell(code, failure=f"{type(error).__name__}: {error}") for row in wanted})
-            say(f"{name}: cannot be built: {error}")
-            continue
-        for row in wanted:
-            column[row] = measured(row, explainers[row], network, built)
-            say(f"{name}, {row}: {summary(column[row])} ({column[row].seconds:.1f} s)")
-            write(cells, file)
-    write(cells, file)
-    return cells
+def _in_a_process(name: str, explainers: list[str], folder: Path, resume: bool) -> None:
+    torch.set_num_threads(1)
+    import_torchvision("torchvision.models")
+    warnings.simplefilter("ignore")
+    known = rows()
+    measure(name, NETWORKS[name], {row: known[row] for row in explainers}, folder, resume=resume)
 
 
 def say(text: str) -> None:
@@ -233,7 +247,7 @@ weights, scales and biases, and batch norms whose running statistics lie near th
 (EfficientNet-Lite0 has its trained weights). Everything is in float64, evaluation mode, two samples."""
 
 GRADIENTS = """A loss on the map is differentiated by the weights and compared with central finite differences:
-the median and, in brackets, the largest relative error over five weight tensors from first to last layer, the best of
+the median and, in brackets, the largest relative error over four weight tensors from first to last layer, the best of
 several step sizes for each. ✗ and bold: above 1e-3. "value": the map is right to look at, but no weight learns from it.
 "refused": the explainer says why it does not explain this network, in the sentence of that number below."""
 
@@ -254,18 +268,17 @@ def main() -> None:
     options.add_argument("--network", nargs="*", choices=NETWORKS, default=list(NETWORKS))
     options.add_argument("--explainer", nargs="*", choices=known, default=list(known))
     options.add_argument("--resume", action="store_true")
-    options.add_argument("--cells", type=Path, default=Path(__file__).with_name("truth.json"))
+    options.add_argument("--cells", type=Path, default=Path(__file__).with_name("truth"))
     options.add_argument("--out", type=Path, default=Path("docs/explainers.md"))
-    options.add_argument("--threads", type=int, default=2)
+    options.add_argument("--processes", type=int, default=2, help="networks measured at once, one thread each")
     given = options.parse_args()
-    torch.set_num_threads(given.threads)
-    import_torchvision("torchvision.models")
-    warnings.simplefilter("ignore")
-    networks = {name: NETWORKS[name] for name in given.network}
-    explainers = {row: known[row] for row in given.explainer}
-    cells = measure(networks, explainers, given.cells, resume=given.resume)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(given.processes, mp_context=context) as pool:
+        settings = (given.explainer, given.cells, given.resume)
+        for future in [pool.submit(_in_a_process, name, *settings) for name in given.network]:
+            future.result()
     with atomic_path(given.out) as path:
-        path.write_text(page(cells, known), encoding="utf-8")
+        path.write_text(page(read(given.cells), known), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -44,20 +44,19 @@ def test_cells_and_page(tmp_path):
     from table_of_truth import measure, page, read
     from truth_networks import Network
 
-    networks = {"tiny": Network("tiny CNN", tiny, 12, homogeneous=True, conserving=True)}
+    network = Network("tiny CNN", tiny, 12, homogeneous=True, conserving=True)
     explainers = {"gradient-x-input": GradientXInput(), "wrong": Detached(), "shy": Refusing(), "broken": Broken()}
-    file = tmp_path / "cells.json"
-    cells = measure(networks, explainers, file)["tiny"]
+    cells = measure("tiny", network, explainers, tmp_path)
 
     right = cells["gradient-x-input"]
-    assert right.worst < 1e-6 and right.reached == right.matrices == 3
+    assert right.worst < 1e-5 and right.reached == right.matrices == 3
     assert right.oracle == "Captum" and right.oracle_error < 1e-12
     assert right.promise_error < 1e-12
     assert cells["wrong"].worst > 1e-2 and cells["wrong"].worst_name == "network.convs.0.weight"
     assert cells["shy"].refusal and not cells["shy"].failure
     assert cells["broken"].failure == "ZeroDivisionError: oh"
 
-    text = page(read(file), explainers)
+    text = page(read(tmp_path), explainers)
     rows = [line for line in text.splitlines() if line.startswith("| ")]
     assert sum(line.startswith("| gradient-x-input | ✓ ") for line in rows) == 1
     assert any(line.startswith("| wrong | ✗ ") and "**" in line for line in rows)
@@ -70,15 +69,15 @@ def test_resuming_measures_what_is_missing_or_of_other_code(tmp_path):
     from table_of_truth import measure
     from truth_networks import Network
 
-    file, networks = tmp_path / "cells.json", {"tiny": Network("tiny CNN", tiny, 12)}
-    measure(networks, {"shy": Refusing()}, file)
+    file, column = tmp_path / "tiny.json", ("tiny", Network("tiny CNN", tiny, 12), {"shy": Refusing()}, tmp_path)
+    measure(*column)
     kept = json.loads(file.read_text())
-    kept["tiny"]["shy"]["refusal"] = "kept"
+    kept["shy"]["refusal"] = "kept"
     file.write_text(json.dumps(kept))
-    assert measure(networks, {"shy": Refusing()}, file, resume=True)["tiny"]["shy"].refusal == "kept"
-    kept["tiny"]["shy"]["code"] = "of old"
+    assert measure(*column, resume=True)["shy"].refusal == "kept"
+    kept["shy"]["code"] = "of old"
     file.write_text(json.dumps(kept))
-    assert measure(networks, {"shy": Refusing()}, file, resume=True)["tiny"]["shy"].refusal != "kept"
+    assert measure(*column, resume=True)["shy"].refusal != "kept"
 
 
 def test_a_network_that_cannot_be_built_says_why(tmp_path):
@@ -88,8 +87,8 @@ def test_a_network_that_cannot_be_built_says_why(tmp_path):
     def build() -> nn.Module:
         raise UserError("It needs an extra.")
 
-    cells = measure({"none": Network("none", build)}, {"shy": Refusing()}, tmp_path / "cells.json")
-    assert cells["none"]["shy"].failure == "UserError: It needs an extra."
+    cells = measure("none", Network("none", build), {"shy": Refusing()}, tmp_path)
+    assert cells["shy"].failure == "UserError: It needs an extra."
 
 
 def test_every_registered_explainer_has_a_row():
@@ -119,8 +118,8 @@ def test_gradient_errors_tell_right_from_wrong():
         return 2 * y - y.detach()
 
     found = errors(lambda: pair.x.square().sum() + 3 * pair.y.sum())
-    assert max(found.values()) < 1e-6
+    assert max(found.values()) < 1e-5
     found = errors(lambda: pair.x.square().sum() + 3 * pair.y.detach().sum())
-    assert found["x"] < 1e-6 and found["y"] > 0.9
+    assert found["x"] < 1e-5 and found["y"] > 0.9
     found = errors(lambda: pair.x.square().sum() + 3 * doubled(pair.y).sum())
-    assert found["x"] < 1e-6 and found["y"] == pytest.approx(0.5, abs=0.01)
+    assert found["x"] < 1e-5 and found["y"] == pytest.approx(0.5, abs=0.01)
