@@ -1,3 +1,5 @@
+import inspect
+
 import pytest
 import torch
 
@@ -85,6 +87,12 @@ def build(tiny):
         return METHODS[name](setup, **settings)
 
     return made
+
+
+def wants_explainer(name) -> bool:
+    """Whether the method cannot be built without one."""
+    parameter = inspect.signature(METHODS[name]).parameters.get("explainer")
+    return parameter is not None and parameter.default is inspect.Parameter.empty
 
 
 def network(name, **options) -> Classifier:

@@ -4,6 +4,8 @@ import subprocess
 import sys
 
 CHECKED = """
+from inspect import signature
+
 from jaxtyping import install_import_hook
 
 packages = ("core", "distances", "explainers", "metrics", "methods", "evaluation", "models")
@@ -31,7 +33,7 @@ for name, kind in explainers.EXPLAINERS.items():
 ranged = explainers.LRP(epsilon=(0.01, 0.1))
 for name, method in METHODS.items():
     setup = Setup(network, teacher, 200, 10, benchmark.input)
-    made = method(setup, **({"explainer": ranged} if name == "explanation-distillation" else {}))
+    made = method(setup, **({"explainer": ranged} if "explainer" in signature(method).parameters else {}))
     sum(made(batch).values()).backward()
     for predictions in evaluation.judge(made, teacher, benchmark, ("iid", "shift"), 16, "cpu").values():
         evaluation.measure(predictions)
