@@ -63,21 +63,21 @@ def tiny():
 
 @pytest.fixture
 def build(tiny):
-    """Builds a method by name on the tiny benchmark; ``norm`` is the student's and the teacher's."""
+    """Builds a method by name on the tiny benchmark; ``norm`` is the networks', ``sees`` the teacher's input."""
 
-    def made(name, *, norm="batch", teacher_norm=None, seed=0, **settings):
+    def made(name, *, norm="batch", teacher_norm=None, seed=0, sees="input", **settings):
         torch.manual_seed(0)
         teacher = network("small-resnet", norm=teacher_norm or norm)
         # A few steps in training mode, so that running statistics differ from those of a batch.
         for _ in range(3):
             teacher.train()(torch.rand(16, 3, 12, 12))
         torch.manual_seed(seed)
-        if "explainer" in METHODS[name].__init__.__annotations__:
+        if wants_explainer(name):
             settings = {"explainer": LRP(epsilon=(0.01, 0.1)), **settings}
         train = tiny.split("train")
         setup = Setup(
             lambda: network("small-cnn", norm=norm),
-            Teacher.live(teacher),
+            Teacher.live(teacher, sees),
             len(train),
             len(tiny.classes),
             tiny.input,

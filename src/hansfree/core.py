@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.overrides import handle_torch_function, has_torch_function
 
+from hansfree import backgrounds
 from hansfree.errors import UserError, unknown
 
 Draws = Mapping[str, Tensor]
@@ -71,7 +72,7 @@ class Batch:
     bias: Int[Tensor, "b"] | None = None
     """The spurious attribute, where known."""
     mask: Float[Tensor, "b k h w"] | None = None
-    """In [0, 1]; the benchmark's ``mask_names`` say what each of the k masks shows."""
+    """In [0, 1]; the benchmark's ``mask_names`` say what each of the k masks shows, the first the object itself."""
     boxes: Boxes | None = None
     clean: Float[Tensor, "b c h w"] | None = None
     """The scene as an unbiased teacher sees it, pixel-aligned with ``input``."""
@@ -268,35 +269,76 @@ class Answer(NamedTuple):
     map: Tensor
 
 
+TeacherInput = Literal["input", "clean", "noise", "mean", "black", "recombine"]
+"""Which image a teacher gets: see :class:`Teacher`."""
+
+
 @final
 @dataclass(frozen=True)
-class Teacher:
+class Teacher(Drawer):
     """A frozen value, never a submodule: eval mode, no gradients, never saved with the student.
 
-    ``sees`` says which image the teacher gets: the student's own ("input") or the benchmark's pixel-aligned
-    unbiased twin ("clean"). ``clean`` is never used just because it exists.
+    ``sees`` says which image the teacher gets: the student's own ("input"), the benchmark's pixel-aligned unbiased
+    twin ("clean"), or the student's own with what the first mask leaves out replaced: by uniform "noise" per pixel
+    and channel, by the image's own "mean" colour (which the shortcut may have coloured), by "black", or by the
+    background of another image of the batch ("recombine"; the hole that its object leaves has the mean colour
+    around it, and an image alone in its batch gets noise). ``clean`` and masks are never used just because they
+    exist. The teacher of a method in training draws noise and partners anew at each call; otherwise they depend
+    on the sample's index (a partner also on the batch).
     """
 
     model: nn.Module
-    sees: Literal["input", "clean"] = "input"
+    sees: TeacherInput = "input"
+    drawn: "Callable[[Drawer, Batch], Draws] | None" = field(default=None, repr=False, compare=False)
+    """Where its draws come from; None: from the samples' indices."""
 
     @classmethod
-    def live(cls, model: nn.Module, sees: Literal["input", "clean"] = "input") -> "Teacher":
+    def live(cls, model: nn.Module, sees: TeacherInput = "input") -> "Teacher":
         """A teacher that computes its answers; ``model`` is frozen and put in eval mode for good."""
+        if sees not in get_args(TeacherInput):
+            raise unknown("teacher input", sees, get_args(TeacherInput))
         return cls(model.eval().requires_grad_(False), sees)
 
-    def _input(self, batch: Batch) -> Tensor:
-        seen = batch.images if self.sees == "input" else batch.clean
-        if seen is None:
+    def draw(self, count: int, generator: torch.Generator | None = None) -> Draws:
+        """``{"background"}``, whole numbers, [count], where chance plays a part in what the teacher sees."""
+        if self.sees not in ("noise", "recombine"):
+            return {}
+        return {"background": torch.randint(2**31, (count,), generator=generator)}
+
+    def view(self, batch: Batch) -> Float[Tensor, "b c h w"]:
+        """What the teacher sees of ``batch``. Raises ``UserError`` where the benchmark does not give what it takes."""
+        if self.sees == "input":
+            return batch.images
+        if self.sees == "clean":
+            if batch.clean is None:
+                raise UserError(
+                    "The teacher should see `clean` images, but this benchmark gives none; use teacher_input: input."
+                )
+            return batch.clean
+        if batch.mask is None:
             raise UserError(
-                "The teacher should see `clean` images, but this benchmark gives none; use teacher_input: input."
+                f"teacher_input: {self.sees} needs masks, but this benchmark gives none; use teacher_input: input."
             )
-        return seen
+        mask = batch.mask[:, :1]
+        return backgrounds.replace(batch.images, mask, self._background(batch, mask))
+
+    def _background(self, batch: Batch, mask: Tensor) -> Tensor:
+        images = batch.images
+        if self.sees == "black":
+            return images.new_zeros(())
+        if self.sees == "mean":
+            return backgrounds.mean_colour(images)
+        draws = self.fixed_draws(batch.index) if self.drawn is None else self.drawn(self, batch)
+        draw = draws["background"].to(images.device)
+        if self.sees == "noise" or len(batch) == 1:
+            _, channels, height, width = images.shape
+            return backgrounds.noise(draw, channels, height, width).to(images.dtype)
+        return backgrounds.filled(images, mask)[backgrounds.partner(draw)]
 
     @torch.no_grad()
     def logits(self, batch: Batch) -> Tensor:
         """Logits [b, classes] alone: one forward pass without an explanation."""
-        return self.model(self._input(batch))
+        return self.model(self.view(batch))
 
     @torch.no_grad()
     def answer(self, batch: Batch, explainer: Explainer, rule: TargetRule, draws: Draws) -> Answer:
@@ -307,7 +349,7 @@ class Teacher:
             chosen.append(rule.choose(logits, draws))
             return chosen[0]
 
-        logits, map = explainer(self.model, self._input(batch), target, draws=draws)
+        logits, map = explainer(self.model, self.view(batch), target, draws=draws)
         return Answer(logits, chosen[0], map)
 
 
@@ -376,10 +418,10 @@ class Method(nn.Module, ABC):
 
     @property
     def teacher(self) -> Teacher:
-        """The setup's teacher. Raises ``UserError`` where there is none."""
+        """The setup's teacher, with draws by :meth:`draws`. Raises ``UserError`` where there is none."""
         if self._setup.teacher is None:
             raise UserError(f"{type(self).__name__} was asked for its teacher, but the config names none.")
-        return self._setup.teacher
+        return dataclasses.replace(self._setup.teacher, drawn=self.draws)
 
     @abstractmethod
     def loss(self, batch: Batch) -> dict[str, Float[Tensor, ""]]:
@@ -437,6 +479,7 @@ class Benchmark(ABC):
     classes: tuple[str, ...]
     biases: tuple[str, ...]
     mask_names: tuple[str, ...] = ()
+    """What each mask shows; the first one the object that the class is about."""
     gives: frozenset[str] = frozenset()
     """Supervision that the batches carry: of bias, mask, boxes, clean."""
     input: InputSpec

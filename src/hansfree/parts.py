@@ -8,7 +8,7 @@ from pydantic import Field
 
 from hansfree.benchmarks import BENCHMARKS
 from hansfree.config import Schema, Section, construct, inner_section, merge, parse
-from hansfree.core import Benchmark, Classifier, Explainer, Method, Setup, Teacher
+from hansfree.core import Benchmark, Classifier, Explainer, Method, Setup, Teacher, TeacherInput
 from hansfree.errors import UserError
 from hansfree.evaluation import Rule
 from hansfree.explainers import EXPLAINERS
@@ -56,8 +56,9 @@ class RunConfig(Schema):
     benchmark: Section
     model: Section
     teacher: TeacherConfig | None = None
-    teacher_input: Literal["input", "clean"] = "input"
-    """What the teacher sees: the student's own images, or the benchmark's unbiased twins."""
+    teacher_input: TeacherInput = "input"
+    """What the teacher sees: the student's own images, the benchmark's unbiased twins (clean), or the student's images
+    with the background replaced by noise, the image's mean colour, black or another image's background (recombine)."""
     method: Section
     explainer: Section | None = None
     training: Training
