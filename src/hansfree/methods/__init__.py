@@ -2,24 +2,48 @@
 
 from hansfree.core import Method
 from hansfree.methods.attention_distillation import AttentionDistillation
+from hansfree.methods.dl_dl import DLDL
 from hansfree.methods.erm import ERM
 from hansfree.methods.explanation_distillation import ExplanationDistillation
 from hansfree.methods.feature_distillation import FeatureDistillation
+from hansfree.methods.gain import GAIN
+from hansfree.methods.gals import GALS
+from hansfree.methods.grad_cam_distillation import GradCAMDistillation
+from hansfree.methods.isnet import ISNet
+from hansfree.methods.label_smoothing import LabelSmoothing
+from hansfree.methods.mixup import Mixup
 from hansfree.methods.output_distillation import OutputDistillation
+from hansfree.methods.rrr import RRR
 
 METHODS: dict[str, type[Method]] = {
     "erm": ERM,
+    "label-smoothing": LabelSmoothing,
+    "mixup": Mixup,
     "output-distillation": OutputDistillation,
     "feature-distillation": FeatureDistillation,
     "attention-distillation": AttentionDistillation,
+    "grad-cam-distillation": GradCAMDistillation,
     "explanation-distillation": ExplanationDistillation,
+    "dl-dl": DLDL,
+    "rrr": RRR,
+    "isnet": ISNet,
+    "gain": GAIN,
+    "gals": GALS,
 }
 
 __all__ = [
+    "DLDL",
     "ERM",
+    "GAIN",
+    "GALS",
     "METHODS",
+    "RRR",
     "AttentionDistillation",
     "ExplanationDistillation",
     "FeatureDistillation",
+    "GradCAMDistillation",
+    "ISNet",
+    "LabelSmoothing",
+    "Mixup",
     "OutputDistillation",
 ]

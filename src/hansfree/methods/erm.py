@@ -1,27 +1,47 @@
 """Empirical risk minimisation: cross-entropy with the labels, and nothing else.
 
-Formula. ``mean_i -log softmax(student(x_i))[y_i]``.
+Formula. ``mean_i -w[y_i] log softmax(student(x_i))[y_i]`` with w = 1, or with ``class_weights: balanced``
+``w[c] = n / (K n_c)``: n training samples, n_c of them of class c, K classes.
 
 Source. Vapnik, Principles of risk minimization for learning theory, NeurIPS 1991. The baseline of every
-shortcut paper: whatever separates the training classes is learnt, the shortcut first.
+shortcut paper: whatever separates the training classes is learnt, the shortcut first. The weights are those that
+scikit-learn calls balanced.
 
 Supervision. Labels.
 
 Cost. One forward and one backward pass: the unit in which other methods' costs are given.
 """
 
-from typing import final
+from typing import Literal, final
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hansfree.core import Batch, Method
+from hansfree.core import Batch, Method, Setup
+from hansfree.errors import UserError
 
 
 @final
 class ERM(Method):
     """Cross-entropy with the labels."""
 
+    class_weights: Tensor | None
+
+    def __init__(self, setup: Setup, *, class_weights: Literal["none", "balanced"] = "none") -> None:
+        super().__init__(setup)
+        weights = balanced_weights(setup) if class_weights == "balanced" else None
+        self.register_buffer("class_weights", weights, persistent=False)
+
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """``{"label": cross-entropy}``."""
-        return {"label": F.cross_entropy(self.student(batch.images), batch.label)}
+        logits = self.student(batch.images)
+        return {"label": F.cross_entropy(logits, batch.label, self.class_weights, reduction="none").mean()}
+
+
+def balanced_weights(setup: Setup) -> Tensor:
+    """``n / (K n_c)``, [K]; 0 for a class without samples."""
+    if setup.label is None:
+        raise UserError("class_weights: balanced needs the labels of the training samples, which this setup lacks.")
+    counts = torch.bincount(setup.label.cpu(), minlength=setup.classes).float()
+    return torch.where(counts > 0, counts.sum() / (setup.classes * counts.clamp(min=1)), 0.0)

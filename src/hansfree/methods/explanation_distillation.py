@@ -4,6 +4,8 @@ Formula. ``L = 1/M sum_m d(AvgPool(g_T, 2^m), AvgPool(g_S, 2^m))`` (eq. 7) with
 ``d(a, b) = |a - b|_1 / sqrt(|a|_1 |b|_1)`` (eq. 6), where g are the explanations of one class k for the same
 image: the teacher's highest logit half of the time, else a uniformly drawn other class. LRP's epsilon is drawn
 per sample and shared by teacher and student. The teacher's last layer is copied into the student and frozen.
+With an ``output_weight`` w the loss is ``L + w T^2 KL(softmax(t / T) || softmax(s / T))``, the sum of losses that
+section 3.3.2 warns of (dl-dl gives each a layer of its own): an ablation.
 
 Source. Bassi, Cavalli & Decherchi, Explanation is all you need in distillation: mitigating bias and shortcut
 learning, 2024, https://arxiv.org/abs/2407.09788, sections 3.2, 3.3 and appendix A.
@@ -20,21 +22,60 @@ An extension of ours, off by default: ``match_absorbed`` counts what biases and 
 ``A = y_k - sum(g)``, as one more entry of each map. In networks with ordinary batch norm a map does not fix its
 logit, and students can match maps and be useless; with the extra entry one logit's value leaks into the loss.
 
-Supervision. A teacher; no labels. The teacher sees the student's images unless ``teacher_input: clean``.
+Supervision. A teacher; no labels. The teacher sees the student's images unless ``teacher_input`` says otherwise.
 
 Cost. With LRP two to three ERM steps for the student's map and its gradient, and about one for the teacher's map;
 `make bench` measures it for the demo's networks.
 """
 
-from typing import Literal, final
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, final
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from hansfree.core import Batch, Explainer, Method, Setup
+from hansfree.core import Answer, Batch, Explainer, Explanation, Method, Setup, TargetRule
 from hansfree.distances import DISTANCES, pyramid
-from hansfree.errors import unknown
+from hansfree.errors import UserError, unknown
 from hansfree.methods.class_choice import TopOrOther
+from hansfree.methods.output_distillation import check_temperature, softened_kl
 from hansfree.methods.preparation import LastLayer, Start, prepare_student
+
+Levels = Literal["code", "paper"] | int
+
+
+class Compared(NamedTuple):
+    """How far two explanations are apart, a scalar, and both of them with their logits."""
+
+    loss: Tensor
+    teacher: Answer
+    student: Explanation
+
+
+@final
+@dataclass(frozen=True)
+class Comparison:
+    """Eq. 7: explains teacher and student for one class per sample and compares the maps at several scales."""
+
+    explainer: Explainer
+    rule: TargetRule
+    distance: str = "normalised-l1"
+    levels: Levels = "code"
+    match_absorbed: bool = False
+
+    def __post_init__(self) -> None:
+        if self.distance not in DISTANCES:
+            raise unknown("distance", self.distance, DISTANCES)
+
+    def __call__(self, method: Method, student: nn.Module, batch: Batch) -> Compared:
+        """Compare ``student`` with the method's teacher; both share the method's draws."""
+        draws = {**method.draws(self.explainer, batch), **method.draws(self.rule, batch)}
+        answer = method.teacher.answer(batch, self.explainer, self.rule, draws)
+        found = self.explainer(student, batch.images, answer.target, draws=draws)
+        extra = None
+        if self.match_absorbed:
+            extra = absorbed(*found, answer.target), absorbed(answer.logits, answer.map, answer.target)
+        loss = pyramid(found.map, answer.map, DISTANCES[self.distance], stop=self.levels, extra=extra)
+        return Compared(loss, answer, found)
 
 
 @final
@@ -49,31 +90,31 @@ class ExplanationDistillation(Method):
         *,
         explainer: Explainer,
         distance: str = "normalised-l1",
-        levels: Literal["code", "paper"] | int = "code",
+        levels: Levels = "code",
         top_probability: float = 0.5,
         last_layer: LastLayer = "copied",
         start: Start = "random",
         match_absorbed: bool = False,
+        output_weight: float = 0.0,
+        temperature: float = 3.0,
     ) -> None:
         super().__init__(setup)
-        if distance not in DISTANCES:
-            raise unknown("distance", distance, DISTANCES)
-        self.explainer = explainer
-        self.distance = DISTANCES[distance]
-        self.levels: Literal["code", "paper"] | int = levels
+        if output_weight < 0:
+            raise UserError(f"method.output_weight must not be negative, but it is {output_weight}; 0 switches it off.")
+        check_temperature(temperature)
         self.rule = TopOrOther(top_probability)
-        self.match_absorbed = match_absorbed
+        self.compare = Comparison(explainer, self.rule, distance, levels, match_absorbed)
+        self.output_weight, self.temperature = output_weight, temperature
         prepare_student(self.student, self.teacher.model, last_layer=last_layer, start=start)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """``{"explanation": eq. 7}``."""
-        draws = {**self.draws(self.explainer, batch), **self.draws(self.rule, batch)}
-        answer = self.teacher.answer(batch, self.explainer, self.rule, draws)
-        logits, map = self.explainer(self.student, batch.images, answer.target, draws=draws)
-        extra = None
-        if self.match_absorbed:
-            extra = absorbed(logits, map, answer.target), absorbed(answer.logits, answer.map, answer.target)
-        return {"explanation": pyramid(map, answer.map, self.distance, stop=self.levels, extra=extra)}
+        """``{"explanation": eq. 7}``, and ``"output": w T^2 KL`` where it has a weight."""
+        found = self.compare(self, self.student, batch)
+        terms = {"explanation": found.loss}
+        if self.output_weight:
+            output = softened_kl(found.student.logits, found.teacher.logits, self.temperature)
+            terms["output"] = self.output_weight * output
+        return terms
 
 
 def absorbed(logits: Tensor, map: Tensor, target: Tensor) -> Tensor:

@@ -5,9 +5,11 @@ the student. The factor T^2 keeps the gradient's size when T changes.
 
 Source. Hinton, Vinyals & Dean, Distilling the knowledge in a neural network, 2015,
 https://arxiv.org/abs/1503.02531; as a rival of explanation distillation in Bassi, Cavalli & Decherchi, 2024,
-https://arxiv.org/abs/2407.09788.
+https://arxiv.org/abs/2407.09788. With ``last_layer: copied`` the student gets the teacher's last layer, frozen:
+Lee & Lee, Debiased distillation by transplanting the last layer, 2023, without its weights for samples.
 
-Deviations. The latter gives no temperature; 3 is what its published code uses. No label term, as there.
+Deviations. The 2024 paper gives no temperature; 3 is what its published code uses. No label term and a last layer
+of the student's own, as there.
 
 Supervision. A teacher; no labels.
 
@@ -21,6 +23,7 @@ from torch.nn import functional as F
 
 from hansfree.core import Batch, Method, Setup
 from hansfree.errors import UserError
+from hansfree.methods.preparation import LastLayer, Start, prepare_student
 
 
 def softened_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -34,17 +37,25 @@ def softened_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     return temperature**2 * divergence
 
 
+def check_temperature(temperature: float) -> None:
+    """Raise ``UserError`` for a temperature that is not positive."""
+    if not temperature > 0:
+        raise UserError(f"method.temperature must be above 0, not {temperature}.")
+
+
 @final
 class OutputDistillation(Method):
     """Match the teacher's softened predictions."""
 
     needs = frozenset({"teacher"})
 
-    def __init__(self, setup: Setup, *, temperature: float = 3.0) -> None:
+    def __init__(
+        self, setup: Setup, *, temperature: float = 3.0, last_layer: LastLayer = "free", start: Start = "random"
+    ) -> None:
         super().__init__(setup)
-        if temperature <= 0:
-            raise UserError(f"method.temperature must be above 0, not {temperature}.")
+        check_temperature(temperature)
         self.temperature = temperature
+        prepare_student(self.student, self.teacher.model, last_layer=last_layer, start=start)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """``{"output": T^2 KL}``."""
