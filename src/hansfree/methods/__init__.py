@@ -2,6 +2,7 @@
 
 from hansfree.core import Method
 from hansfree.methods.attention_distillation import AttentionDistillation
+from hansfree.methods.dfr import DFR
 from hansfree.methods.dl_dl import DLDL
 from hansfree.methods.erm import ERM
 from hansfree.methods.explanation_distillation import ExplanationDistillation
@@ -9,10 +10,15 @@ from hansfree.methods.feature_distillation import FeatureDistillation
 from hansfree.methods.gain import GAIN
 from hansfree.methods.gals import GALS
 from hansfree.methods.grad_cam_distillation import GradCAMDistillation
+from hansfree.methods.group_dro import GroupDRO
+from hansfree.methods.irm import IRM
 from hansfree.methods.isnet import ISNet
+from hansfree.methods.jtt import JTT
 from hansfree.methods.label_smoothing import LabelSmoothing
 from hansfree.methods.mixup import Mixup
 from hansfree.methods.output_distillation import OutputDistillation
+from hansfree.methods.pgi import PGI
+from hansfree.methods.resampling import ClassResampling, ClassReweighting, Resampling, Reweighting
 from hansfree.methods.rrr import RRR
 
 METHODS: dict[str, type[Method]] = {
@@ -29,21 +35,39 @@ METHODS: dict[str, type[Method]] = {
     "isnet": ISNet,
     "gain": GAIN,
     "gals": GALS,
+    "resampling": Resampling,
+    "reweighting": Reweighting,
+    "class-resampling": ClassResampling,
+    "class-reweighting": ClassReweighting,
+    "group-dro": GroupDRO,
+    "irm": IRM,
+    "pgi": PGI,
+    "jtt": JTT,
+    "dfr": DFR,
 }
 
 __all__ = [
+    "DFR",
     "DLDL",
     "ERM",
     "GAIN",
     "GALS",
+    "IRM",
+    "JTT",
     "METHODS",
+    "PGI",
     "RRR",
     "AttentionDistillation",
+    "ClassResampling",
+    "ClassReweighting",
     "ExplanationDistillation",
     "FeatureDistillation",
     "GradCAMDistillation",
+    "GroupDRO",
     "ISNet",
     "LabelSmoothing",
     "Mixup",
     "OutputDistillation",
+    "Resampling",
+    "Reweighting",
 ]
