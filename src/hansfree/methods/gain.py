@@ -9,20 +9,22 @@ the label, enlarged to the image:
 - L_e = mean over pixels of (A - mask)^2 (eq. 6 and 7).
 
 Source. Li, Wu, Peng, Ernst & Fu, Tell me where to look: guided attention inference network, CVPR 2018,
-https://arxiv.org/abs/1802.10171; weights 1 and 10 as there.
+https://arxiv.org/abs/1802.10171.
 
-Deviations. The paper speaks of a prediction score and of a threshold without values for it; the softmax probability,
-omega 10 and sigma 0.5 are those of published implementations, the one of Bassi, Cavalli & Decherchi, 2024, among them.
-As there, A is neither divided by its peak nor cut off: L_e teaches it the scale of the mask, and as there, the image
-without its attention goes through the network as a second batch, with statistics of its own, which also
-refreshes running statistics. Pixels that are taken out are black (0), not the mean colour. Where the published code
-differentiates through batch statistics, they are held constant (``statistics: differentiated`` does as the code does).
+Deviations. The softmax probability stands for the paper's prediction score. omega 10, sigma 0.5 and the weights 1 and
+10 are the defaults of published implementations, the one of Bassi, Cavalli & Decherchi, 2024, among them. As there,
+A is neither divided by its peak nor cut off: L_e teaches it the scale of the mask. Unlike there, the weights of
+Grad-CAM keep their graph. Pixels that are taken out are black (0), not the mean colour. In training mode the image
+without its attention is normalised by the batch statistics of whole images, as it would be in evaluation; the published
+code gives it statistics of its own, with which its score falls in training mode alone, and lets it refresh the
+running ones, after which the attention of evaluation mode is another. Inside Grad-CAM batch norm is held constant
+(``statistics: differentiated`` is plain autograd).
 
 Supervision. Labels and masks of the object, the first mask where there are several. Bassi et al.,
 https://arxiv.org/abs/2407.09788, chose the weights on unbiased validation images (``selection: ood_val``), with a
 ``mask_weight`` of 1e4 in the end.
 
-Cost. A second forward pass and a second-order backward pass through the last layers: about two ERM steps and a half.
+Cost. Two more forward passes, and second derivatives in the layers above the feature map: about three ERM steps.
 """
 
 from typing import final
@@ -36,6 +38,7 @@ from hansfree.core import Batch, Method, Setup
 from hansfree.errors import UserError
 from hansfree.explainers import GradCAM
 from hansfree.explainers.nodes import Statistics
+from hansfree.explainers.repetition import Passes
 from hansfree.methods.rrr import object_mask
 
 
@@ -75,9 +78,11 @@ class GAIN(Method):
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """``{"label": L_cl, "mining": mining_weight * L_am, "attention": mask_weight * L_e}``."""
         mask = object_mask(batch, "gain")
-        logits, attention = self.explainer(self.student, batch.images, batch.label)
+        passes = Passes(self.student, "constant")
+        logits = passes.first(batch.images)
+        attention = self.explainer(passes.copy, batch.images, batch.label).map
         rest = without_attention(batch.images, attention, self.omega, self.sigma)
-        left = self.student(rest).softmax(1).gather(1, batch.label[:, None]).mean()
+        left = passes(rest).softmax(1).gather(1, batch.label[:, None]).mean()
         return {
             "label": F.cross_entropy(logits, batch.label),
             "mining": self.mining_weight * left,
