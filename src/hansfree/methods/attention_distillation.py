@@ -5,7 +5,7 @@ explanation distillation (eq. 6); the teacher's last layer is copied into the st
 
 Source. Zagoruyko & Komodakis, Paying more attention to attention, 2016, https://arxiv.org/abs/1612.03928 (the
 map); Bassi, Cavalli & Decherchi, 2024, https://arxiv.org/abs/2407.09788, section 3.3 (the distance and the
-copied layer).
+copied layer). Where a CLIP teaches, that paper distils attention by DL-DL: dl-dl with ``explainer: {name: attention}``.
 
 Deviations. As in feature distillation. One class plays no part: a map says where a network is active, not for
 what. Where the last map is 1 x 1 there is nothing to match, and the method refuses.
