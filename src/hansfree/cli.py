@@ -115,9 +115,10 @@ def suite_command(
     folder = out_folder or Path("runs") / suite.name
     if dry_run:
         cells = cells_of(suite, SuiteFolder(folder))
-        check_variants(cells)
+        not_given = check_variants(cells)
         for cell in cells:
-            out.print(f"{cell.label}: {cell.config.method['name']}", highlight=False)
+            told = f"N/A: {not_given[cell.variant]}" if cell.variant in not_given else cell.config.method["name"]
+            out.print(f"{cell.label}: {told}", highlight=False, markup=False, soft_wrap=True)
         out.print(f"{len(suite.seeds)} seeds; nothing was trained. Results would go to {folder}.", soft_wrap=True)
         return
     with _progress(f"what is done is kept in {folder}, and the same command goes on from there.") as bars:
@@ -125,7 +126,7 @@ def suite_command(
     results = read_results(folder / "results.json")
     out.print(tables.to_rich(tables.method_table(results)))
     _say_warnings(results)
-    failed = [cell for cell in results["cells"] if cell["status"] != "done"]
+    failed = [cell for cell in results["cells"] if cell["status"] not in ("done", "n/a")]
     for cell in failed:
         err.print(f"{cell['variant']}, seed {cell['seed']}, {cell['status']}: {cell['error']}", markup=False)
     out.print(f"Tables: {folder}/table.md, table.csv, table.tex", soft_wrap=True)

@@ -27,6 +27,7 @@ from hansfree.parts import (
     make_explainer,
     make_method,
     make_model,
+    needs_of,
     selection_rule,
     teacher_config,
 )
@@ -208,7 +209,7 @@ def evaluate(
                 "error": None,
                 "method": config.method["name"],
                 "explainer": None if config.explainer is None else config.explainer["name"],
-                "needs": sorted(method.needs | ({"clean"} if config.teacher_input == "clean" else set())),
+                "needs": sorted(needs_of(config)),
                 "selection": rule,
                 "warnings": warnings,
                 "steps": steps,
@@ -332,7 +333,7 @@ def check(config: RunConfig) -> dict[str, Any]:
     per_epoch = max(1, len(split) // min(config.training.batch_size, len(split)))
     return {
         "method": config.method["name"],
-        "needs": ", ".join(sorted(method.needs)) or "nothing beyond labels",
+        "needs": ", ".join(sorted(needs_of(config))) or "nothing beyond labels",
         "selection": selection_rule(config, method),
         "data": f"{config.benchmark['name']}, {len(split)} training samples, {len(benchmark.classes)} classes",
         "model": f"{config.model['name']}, {sum(p.numel() for p in model.parameters()):,} parameters",

@@ -1,6 +1,6 @@
 """The parts of a run, built from its config: benchmark, model, explainer, method."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import torch
@@ -15,6 +15,7 @@ from hansfree.explainers import EXPLAINERS
 from hansfree.methods import METHODS
 from hansfree.models import load_model
 from hansfree.models.loading import imported
+from hansfree.report.tables import SUPERVISION
 from hansfree.training import Training
 
 
@@ -107,7 +108,11 @@ def make_model(section: Section, benchmark: Benchmark) -> Classifier:
 
 
 def make_method(config: RunConfig, benchmark: Benchmark, teacher: Teacher | None) -> Method:
-    """The method with its student, the student's first weights drawn from the run's seed."""
+    """The method with its student, the student's first weights drawn from the run's seed.
+
+    Raises ``NotGivenError`` where the benchmark does not give what the run needs.
+    """
+    check_needs(config, benchmark)
     torch.manual_seed(config.seed)
     train, needs = benchmark.split("train"), _needs(config.method)
     setup = Setup(
@@ -130,6 +135,47 @@ def make_method(config: RunConfig, benchmark: Benchmark, teacher: Teacher | None
         if explainer is not None and not explains:
             raise UserError(f"The method {name!r} takes no explainer; take the explainer section out.")
     return named(METHODS, section, "method", **given)
+
+
+class NotGivenError(UserError):
+    """Supervision was asked for that the benchmark does not give. ``reason`` says so in few words, for tables."""
+
+    def __init__(self, who: str, need: str, benchmark: str, remedy: str) -> None:
+        what = SUPERVISION.get(need, need)
+        super().__init__(f"{who} needs {what}, but the benchmark {benchmark} gives none; {remedy}.")
+        self.reason = f"{'' if who.startswith('The method') else f'{who} '}needs {what}; {benchmark} gives none"
+
+
+def needs_of(config: RunConfig) -> frozenset[str]:
+    """Supervision that the run takes beyond labels: its method's, its teacher's images' and its selection rule's."""
+    return frozenset(need for _, need, _ in _asked(config))
+
+
+def _asked(config: RunConfig) -> Iterator[tuple[str, str, str]]:
+    """(who asks, what for, what else could be done)."""
+    needs = _needs(config.method)
+    for need in sorted(needs):
+        yield f"The method {config.method.get('name')!r}", need, "choose a benchmark that does, or another method"
+    seen = {"input": None, "clean": "clean"}.get(config.teacher_input, "mask")
+    if seen is not None and "teacher" in needs:
+        yield f"teacher_input: {config.teacher_input}", seen, "use teacher_input: input"
+    if config.selection == "worst_group_val":
+        yield f"selection: {config.selection}", "bias:valid", "use selection: iid_val"
+
+
+def check_needs(config: RunConfig, benchmark: Benchmark) -> None:
+    """Raises ``NotGivenError`` for the first thing that the run needs and the benchmark does not give."""
+    for who, need, remedy in _asked(config):
+        if not _is_given(need, benchmark):
+            raise NotGivenError(who, need, benchmark.name, remedy)
+
+
+def _is_given(need: str, benchmark: Benchmark) -> bool:
+    if need in ("teacher", "bias-model"):
+        return True  # these come from the config
+    if need == "bias:valid":
+        return benchmark.split("valid").bias is not None
+    return need in benchmark.gives and (need != "bias" or benchmark.split("train").bias is not None)
 
 
 def _needs(section: Section) -> frozenset[str]:

@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing import connection, get_context
@@ -23,12 +23,12 @@ from pydantic import Field
 from hansfree.config import Schema, Section, merge, parse
 from hansfree.errors import RunError, UserError, nearest
 from hansfree.experiment import check, run
-from hansfree.methods import METHODS
-from hansfree.parts import RunConfig, TeacherConfig, teacher_config
-from hansfree.report import build_report, tables
-from hansfree.runs import RunFolder, SuiteFolder, read_results, write_json, write_text
+from hansfree.parts import NotGivenError, RunConfig, TeacherConfig, needs_of, teacher_config
+from hansfree.report import build_report
+from hansfree.runs import RunFolder, SuiteFolder, read_results, write_json
 
-Outcome = tuple[Literal["done", "failed"], str | None]
+Outcome = tuple[Literal["done", "failed", "n/a"], str | None]
+"""How a cell ended, and why where it did not end well; "n/a": its method needs what its benchmark does not give."""
 
 
 class SuiteConfig(Schema):
@@ -146,28 +146,46 @@ def run_suite(
 ) -> SuiteFolder:
     """Run what is not done yet, gather results.json, write the tables and the report.
 
-    Raises ``UserError`` for mistakes in any variant, before anything is trained.
+    Raises ``UserError`` for mistakes in any variant, before anything is trained. A variant whose benchmark does not
+    give what its method needs is no mistake: it is left out, and the tables say why.
     """
     cells = cells_of(suite, SuiteFolder(out))
-    check_variants(cells)
+    not_given = check_variants(cells)
     folder = SuiteFolder.create(out, suite.model_dump(), resume=True)
-    cells = train_teachers(cells, folder, device=device, watch=watch)
-    jobs = jobs or default_jobs(len(cells))
-    outcomes = {"local": run_locally, "ray": run_on_ray}[on](cells, jobs, device, watch)
-    gather(suite, cells, outcomes, folder)
+    able = train_teachers([c for c in cells if c.variant not in not_given], folder, device=device, watch=watch)
+    jobs = jobs or default_jobs(len(able))
+    outcomes = {"local": run_locally, "ray": run_on_ray}[on](able, jobs, device, watch)
+    outcomes |= {cell.label: ("n/a", not_given[cell.variant]) for cell in cells if cell.variant in not_given}
+    ready = {cell.label: cell for cell in able}
+    gather(suite, [ready.get(cell.label, cell) for cell in cells], outcomes, folder)
     build_report(folder.path)
     return folder
 
 
-def check_variants(cells: list[Cell]) -> None:
-    """Build everything that each variant names, once. Raises ``UserError`` that names the variant."""
+def check_variants(cells: list[Cell]) -> dict[str, str]:
+    """Build everything that each variant names, once. Raises ``UserError`` that names the variant.
+
+    Returns, for each variant that needs what its benchmark does not give, the reason.
+    """
+    not_given: dict[str, str] = {}
     for variant, cell in {cell.variant: cell for cell in cells}.items():
         try:
-            check(cell.config)
             if cell.teacher is not None:
                 check(cell.teacher)
+            reason = _not_given(cell.config)
         except UserError as error:
             raise UserError(f"Variant {variant!r}: {error}") from error
+        if reason is not None:
+            not_given[variant] = reason
+    return not_given
+
+
+def _not_given(config: RunConfig) -> str | None:
+    try:
+        check(config)
+    except NotGivenError as error:
+        return error.reason
+    return None
 
 
 def train_teachers(cells: list[Cell], folder: SuiteFolder, *, device: str | None, watch: Watch) -> list[Cell]:
@@ -359,7 +377,7 @@ def run_on_ray(cells: list[Cell], jobs: int, device: str | None, watch: Watch) -
 
 
 def gather(suite: SuiteConfig, cells: list[Cell], outcomes: Mapping[str, Outcome], folder: SuiteFolder) -> None:
-    """Write results.json (rows of every finished cell, the teacher's once) and the tables."""
+    """Write results.json: the rows of every finished cell, the teacher's once."""
     rows: list[dict[str, Any]] = []
     described: list[dict[str, Any]] = []
     teachers: set[str | None] = set()
@@ -367,7 +385,7 @@ def gather(suite: SuiteConfig, cells: list[Cell], outcomes: Mapping[str, Outcome
     for cell in cells:
         status, error = outcomes[cell.label]
         if status != "done":
-            described.append(_failed(cell, status, error, folder))
+            described.append(_without_results(cell, status, error, folder))
             continue
         results = read_results(cell.folder.results)
         first = first or results
@@ -391,14 +409,11 @@ def gather(suite: SuiteConfig, cells: list[Cell], outcomes: Mapping[str, Outcome
             "description": suite.description,
             "reference": suite.reference,
             "seeds": list(suite.seeds),
-            "grids": list(grids(suite, rows)),
+            "grids": list(grids(suite, rows, {cell["variant"] for cell in described if cell["status"] == "n/a"})),
             "curves": list(curves(suite)),
         },
     }
     write_json(folder.results, results)
-    table = tables.method_table(results)
-    for suffix, emit in (("md", tables.to_markdown), ("csv", tables.to_csv), ("tex", tables.to_latex)):
-        write_text(folder.table(suffix), emit(table))
 
 
 def _of_teacher(cell: Cell, path: str | None, folder: SuiteFolder) -> dict[str, Any]:
@@ -410,9 +425,8 @@ def _of_teacher(cell: Cell, path: str | None, folder: SuiteFolder) -> dict[str, 
     return {"variant": name, "method": None, "explainer": None, "seed": seed, "selection": None}
 
 
-def _failed(cell: Cell, status: str, error: str | None, folder: SuiteFolder) -> dict[str, Any]:
+def _without_results(cell: Cell, status: str, error: str | None, folder: SuiteFolder) -> dict[str, Any]:
     config = cell.config
-    method = METHODS.get(config.method.get("name", ""))
     return {
         "variant": cell.variant,
         "title": config.title,
@@ -422,7 +436,7 @@ def _failed(cell: Cell, status: str, error: str | None, folder: SuiteFolder) -> 
         "error": error,
         "method": config.method.get("name"),
         "explainer": None if config.explainer is None else config.explainer.get("name"),
-        "needs": sorted(method.needs) if method else [],
+        "needs": sorted(needs_of(config)),
         "selection": config.selection,
         "warnings": [],
         "steps": None,
@@ -430,13 +444,18 @@ def _failed(cell: Cell, status: str, error: str | None, folder: SuiteFolder) -> 
     }
 
 
-def grids(suite: SuiteConfig, rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Each grid with its choice: the lowest validation loss among settings accurate enough on validation data."""
+def grids(suite: SuiteConfig, rows: list[dict[str, Any]], not_given: Collection[str] = ()) -> Iterator[dict[str, Any]]:
+    """Each grid with its choice: the lowest validation loss among settings accurate enough on validation data.
+
+    A grid of variants that are all ``not_given`` has nothing to choose from and is left out.
+    """
     teacher = _mean(rows, "teacher", "acc")  # the suite's main teacher
     for name, variant in suite.variants.items():
         if "grid" not in variant:
             continue
         key, values = grid_of(name, variant)
+        if all(grid_name(name, key, value) in not_given for value in values):
+            continue
         settings = []
         for value in values:
             cell = grid_name(name, key, value)

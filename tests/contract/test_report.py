@@ -361,7 +361,32 @@ def test_one_seed_has_no_interval_and_says_so(tmp_path: Path):
     elements = Elements(build_report(suite.path).read_text())
     assert "There is one seed, so no number has an interval" in elements.text
     assert not re.search(r"\d ± \d", elements.text)
-    assert "n/a (failed)" in elements.text
+    headline = elements.text[elements.text.index("The numbers") : elements.text.index("Where the models look")]
+    assert "Output & more a teacher lowest validation loss failed failed failed failed" in headline
+
+
+def test_what_cannot_be_applied_stands_in_the_tables_and_is_no_warning(tmp_path: Path):
+    suite = make_suite(tmp_path / "suite", seeds=(0,))
+    results, reason = read_json(suite.results), "needs <masks>; coloured-digits gives none"
+    told = {"status": "n/a", "error": reason, "steps": None, "time": {}, "title": "RRR", "needs": ["mask"]}
+    results["cells"].append({**results["cells"][0], **told, "variant": "rrr", "folder": "runs/rrr/seed-0"})
+    write_json(suite.results, results)
+    elements = Elements(build_report(suite.path).read_text())
+    headline = elements.text[elements.text.index("The numbers") : elements.text.index("Where the models look")]
+    assert f"RRR {reason} masks lowest validation loss N/A N/A N/A N/A N/A" in headline
+    assert "RRR" not in elements.text[: elements.text.index("What was run")]
+
+
+def test_a_report_writes_the_tables_of_a_suite(tmp_path: Path):
+    suite = make_suite(tmp_path / "suite", seeds=(0, 1))
+    results = read_json(suite.results)
+    worst = [{**row, "metric": "acc_wg"} for row in results["rows"] if row["metric"] == "acc" and not row["group"]]
+    write_json(suite.results, {**results, "rows": [*results["rows"], *worst]})
+    elements = Elements(build_report(suite.path).read_text())
+    assert "shift, worst group, against ERM (points)" in elements.text
+    for suffix, told in (("md", "Accuracy over groups"), ("csv", "shift_acc_wg_percent"), ("tex", "IID & OOD & Shift")):
+        text = suite.table(suffix).read_text()
+        assert told in text and all(name in text for name in ("LRP, lr 0.03", "erm" if suffix == "csv" else "ERM"))
 
 
 def test_a_run_folder_has_a_report_too(tmp_path: Path):

@@ -17,9 +17,12 @@ from hansfree.report.tables import (
     Table,
     compare,
     estimate,
+    group_table,
     method_table,
+    paper_form,
     percent,
     seeds_of,
+    side_by_side,
     summarise,
     supervision,
     to_csv,
@@ -160,7 +163,7 @@ def test_the_table_says_what_was_measured():
 
 def test_a_cell_without_a_number_says_why():
     broken = texts(method_table(results()), "broken")
-    assert {broken[key] for key in ("iid", "ood", "shift", "gap")} == {"n/a (failed)"}
+    assert {broken[key] for key in ("iid", "ood", "shift", "gap")} == {"failed"}
     assert broken["supervision"] == "bias labels"
 
 
@@ -179,6 +182,106 @@ def test_a_teacher_shared_by_all_runs_counts_once_and_one_per_seed_as_many():
     assert texts(method_table(each), "teacher")["shift"].startswith("91.7 ± ")
     assert "One teacher serves all runs" in " ".join(method_table(shared).notes)
     assert "One teacher serves all runs" not in " ".join(method_table(each).notes)
+
+
+REASON = "needs masks; coloured-digits gives none"
+
+
+def with_not_applicable() -> dict[str, Any]:
+    told = results()
+    told["cells"] += [
+        cell("rrr", seed, status="n/a", error=REASON, needs=["mask"], steps=None, time={}) for seed in (0, 1, 2)
+    ]
+    return told
+
+
+def test_a_method_that_cannot_be_applied_is_in_every_spelling_with_its_reason():
+    table = method_table(with_not_applicable())
+    shown = texts(table, "rrr")
+    assert {shown[key] for key in ("iid", "ood", "shift", "gap", "difference")} == {"N/A"}
+    assert "failed" in texts(table, "broken")["shift"] and "N/A" not in texts(table, "broken").values()
+    for made in (table, paper_form(table)):
+        for spell in (to_markdown, to_latex):
+            line = next(line for line in spell(made).splitlines() if "rrr (" in line)
+            assert f"rrr ({REASON})" in line and line.count("N/A") == 5 and "masks" in line
+    (line,) = [line for line in csv.DictReader(io.StringIO(to_csv(table))) if line["variant"] == "rrr"]
+    assert line["reason"] == REASON and line["shift_percent"] == "" and line["supervision"] == "masks"
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(to_rich(table))
+    text = console.export_text()
+    assert "N/A" in text and all(word in text for word in REASON.split())
+
+
+# Groups
+
+
+def with_groups() -> dict[str, Any]:
+    told = results()
+    for seed in (0, 1, 2):
+        for variant, worst, mean, weighted in (("erm", 0.0, 0.3, 0.9), ("lrp", 0.5 + 0.1 * seed, 0.6, 0.7)):
+            for split in ("iid", "shift"):
+                told["rows"].append(row(variant, seed, worst, split=split, metric="acc_wg"))
+                told["rows"].append(row(variant, seed, mean, split=split, metric="acc_group_mean"))
+            told["rows"].append(row(variant, seed, weighted, split="iid", metric="acc_avg"))
+            told["rows"].append(row(variant, seed, worst, metric="acc", group="y:0,a:1"))
+    return told
+
+
+def test_the_table_over_groups_names_its_means_and_compares_the_worst():
+    table = group_table(with_groups())
+    assert table is not None
+    assert [column.title for column in table.columns[3:]] == [
+        "iid, worst group (%)",
+        "iid, per group (%)",
+        "iid, train-weighted (%)",
+        "shift, worst group (%)",
+        "shift, per group (%)",
+        "shift, worst group, against erm (points)",
+    ]
+    lrp = texts(table, "lrp")
+    half = 100 * 4.30265273 * 0.1 / math.sqrt(3)
+    assert lrp["iid_acc_wg"] == lrp["shift_acc_wg"] == f"60.0 ± {half:.1f}"
+    assert lrp["iid_acc_avg"] == "70.0 ± 0.0" and lrp["shift_acc_group_mean"] == "60.0 ± 0.0"
+    assert lrp["group_difference"] == f"+60.0 ± {half:.1f}" and texts(table, "erm")["group_difference"] == "reference"
+    assert texts(table, "broken")["iid_acc_wg"] == "failed"
+    assert all(words in " ".join(table.notes) for words in ("Worst:", "Per group:", "Train-weighted:", "paired"))
+
+
+def test_without_groups_there_is_no_table_over_them():
+    assert group_table(results()) is None
+    assert side_by_side(method_table(results()), None) == method_table(results())
+
+
+def test_numbers_over_groups_stand_beside_the_others():
+    told = with_groups()
+    told["rows"].append(row("teacher", 0, 0.8, model="teacher", metric="acc_wg"))
+    table = side_by_side(method_table(told), group_table(told))
+    parsed = {line["variant"]: line for line in csv.DictReader(io.StringIO(to_csv(table)))}
+    assert float(parsed["lrp"]["shift_percent"]) == pytest.approx(87.0)
+    assert float(parsed["lrp"]["iid_acc_avg_percent"]) == pytest.approx(70.0)
+    assert float(parsed["teacher"]["shift_acc_wg_percent"]) == pytest.approx(80.0)
+    assert parsed["teacher"]["iid_acc_wg_percent"] == parsed["broken"]["iid_acc_wg_percent"] == ""
+
+
+# The paper's form
+
+
+def test_the_paper_s_form_has_its_columns_and_the_teacher_last():
+    latex = to_latex(paper_form(method_table(results())))
+    body = [line.strip() for line in latex[latex.index("\\toprule") :].splitlines()]
+    assert body[1] == "Method & Supervision & Chosen by & IID & OOD & Shift & Gap & Difference \\\\"
+    assert [line.split(" & ")[0] for line in body[3:-2]] == ["erm", "LRP", "broken", "Teacher"]
+    assert all(line.count(" & ") == 7 for line in body[3:-2])
+    assert "Difference: shift against erm (points)." in latex and "paired by seed" in latex
+
+
+@pytest.mark.parametrize("form", [method_table, group_table, lambda told: paper_form(method_table(told))])
+def test_every_table_tells_rule_supervision_and_paired_difference(form):
+    table = form(with_groups())
+    assert [column.key for column in table.columns[:3]] == ["method", "supervision", "selection"]
+    assert any(column.key.endswith("difference") for column in table.columns)
+    assert any("paired by seed" in note for note in table.notes)
+    assert texts(table, "lrp")["selection"] == "the last step"
 
 
 def test_variants_can_be_chosen():
@@ -230,12 +333,13 @@ def test_markdown_keeps_its_columns_and_no_markup():
 
 def test_csv_gives_the_numbers_back():
     header, line = csv.reader(io.StringIO(to_csv(awkward())))
-    assert header == ["variant", "method", "shift_percent", "shift_seeds"]
-    assert line == [AWKWARD, AWKWARD, "1.0", ""]
+    assert header == ["variant", "method", "shift_percent", "shift_seeds", "reason"]
+    assert line == [AWKWARD, AWKWARD, "1.0", "", ""]
     table = method_table(results())
     parsed = list(csv.DictReader(io.StringIO(to_csv(table))))
     assert float(parsed[2]["shift_percent"]) == pytest.approx(87.0)
     assert parsed[2]["iid_seeds"] == "3" and parsed[3]["iid_percent"] == ""
+    assert parsed[2]["reason"] == "" and parsed[3]["reason"] == "failed"
 
 
 def test_the_terminal_shows_brackets_as_they_are_and_fits_80_columns():

@@ -41,6 +41,7 @@ def slowly(p):
     return {
         "acc": sum(right) / len(right),
         "acc_wg": min(shares.values()),
+        "acc_group_mean": sum(shares.values()) / len(shares),
         "acc_avg": sum(shares[g] * p.training_groups[g] for g in shares) / weight if weight else None,
         "acc_ba": sum(aligned) / len(aligned) if aligned and against else None,
         "acc_bc": sum(against) / len(against) if aligned and against else None,

@@ -10,12 +10,14 @@ from hansfree.metrics.accuracy import (
     average_accuracy,
     conflicting_accuracy,
     group_accuracies,
+    group_mean_accuracy,
     worst_group_accuracy,
 )
 
 METRICS: dict[str, Callable[[Predictions], float | None]] = {
     "acc": accuracy,
     "acc_avg": average_accuracy,
+    "acc_group_mean": group_mean_accuracy,
     "acc_wg": worst_group_accuracy,
     "acc_ba": aligned_accuracy,
     "acc_bc": conflicting_accuracy,
@@ -30,5 +32,6 @@ __all__ = [
     "average_accuracy",
     "conflicting_accuracy",
     "group_accuracies",
+    "group_mean_accuracy",
     "worst_group_accuracy",
 ]

@@ -28,6 +28,12 @@ def worst_group_accuracy(predictions: Predictions) -> float | None:
     return min(group_accuracies(predictions).values(), default=None)
 
 
+def group_mean_accuracy(predictions: Predictions) -> float | None:
+    """The mean of the accuracies of the groups (label, bias) that occur, each counting the same."""
+    shares = group_accuracies(predictions)
+    return sum(shares.values()) / len(shares) if shares else None
+
+
 def average_accuracy(predictions: Predictions) -> float | None:
     """Group accuracies weighted by the groups' sizes in training, as WILDS reports Waterbirds.
 

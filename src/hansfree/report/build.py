@@ -30,18 +30,41 @@ COLOUR_MEANING = {
     "ood": "In colours that training never showed.",
     "shift": "Each class in another class's colour.",
 }
+SEEN_BY_TEACHER = {
+    "input": "sees the student's own images",
+    "clean": "sees the unbiased twins of the images",
+    "noise": "sees noise in place of the images' background",
+    "mean": "sees each image's mean colour in place of its background",
+    "black": "sees black in place of the images' background",
+    "recombine": "sees the background of other images in place of the image's own",
+}
 MOST_SAMPLES = 10
 """Samples drawn per split, where a run kept more."""
 
 
 def build_report(folder: Path | str) -> Path:
-    """Write report.html into a run or suite folder and return its path.
+    """Write report.html into a run or suite folder, and a suite's tables beside it; return the page's path.
 
     Raises ``UserError`` where the folder is neither, or holds no readable results.json.
     """
     place = open_folder(folder)
+    if isinstance(place, SuiteFolder):
+        write_tables(place)
     write_text(place.report, render(place))
     return place.report
+
+
+def write_tables(folder: SuiteFolder) -> None:
+    """Write table.md, table.csv and table.tex from results.json, every variant in each."""
+    results = read_results(folder.results)
+    table, groups = tables.method_table(results), tables.group_table(results)
+    markdown, latex = tables.to_markdown(table), tables.to_latex(tables.paper_form(table))
+    if groups is not None:
+        markdown += f"\n## {groups.title}\n\n{tables.to_markdown(groups)}"
+        latex += f"\n% {groups.title}\n{tables.to_latex(groups)}"
+    write_text(folder.table("md"), markdown)
+    write_text(folder.table("csv"), tables.to_csv(tables.side_by_side(table, groups)))
+    write_text(folder.table("tex"), latex)
 
 
 def render(place: RunFolder | SuiteFolder) -> str:
@@ -242,6 +265,11 @@ class Page:
     def table(self) -> tables.Table:
         """The headline comparison."""
         return tables.method_table(self.results, self.shown)
+
+    @property
+    def table_of_groups(self) -> tables.Table | None:
+        """The same comparison over groups; None where none was measured."""
+        return tables.group_table(self.results, self.shown)
 
     @property
     def table_of_others(self) -> tables.Table | None:
@@ -476,7 +504,7 @@ def _teacher_text(teacher: Any, config: Section) -> str:
         changes = ", ".join(f"{key} {_plain_text(value)}" for key, value in recipe.items() if key != "model")
         parts.append("trained first" + (f" with {changes}" if changes else ""))
     seen = config.get("teacher_input", "input")
-    parts.append("sees the student's own images" if seen == "input" else "sees the unbiased twins of the images")
+    parts.append(SEEN_BY_TEACHER.get(seen, f"sees {seen}"))
     return "; ".join(part for part in parts if part)
 
 
@@ -505,7 +533,7 @@ def _key_figure(found: tables.Estimate, text: str) -> KeyFigure:
 def _failures(cells: Sequence[Section], titles: Mapping[str, str]) -> Iterator[Notice]:
     said: dict[str, list[tuple[int, str]]] = {}
     for cell in cells:
-        if cell.get("status") != "done":
+        if cell.get("status") not in ("done", tables.NOT_APPLICABLE):
             reason = (cell.get("error") or "no reason was recorded").strip()
             said.setdefault(cell["variant"], []).append((cell["seed"], f"{cell.get('status')}: {reason}"))
     return _grouped(said, titles)

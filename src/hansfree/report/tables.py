@@ -11,7 +11,7 @@ import math
 import re
 import statistics
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rich import box
@@ -43,6 +43,12 @@ SELECTION = {
 }
 
 SPLITS = ("iid", "ood", "shift")
+
+GROUP_METRICS = {"acc_wg": "worst group", "acc_group_mean": "per group", "acc_avg": "train-weighted"}
+"""Accuracies over groups (class, bias), and what a reader calls them."""
+
+NOT_APPLICABLE = "n/a"
+"""The status of a run that needs what its benchmark does not give; its ``error`` says what."""
 
 
 # Statistics ---------------------------------------------------------------------------------------------------
@@ -162,11 +168,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class Line:
-    """One method of the table."""
+    """One method of the table; ``reason`` says why it has no numbers, where it has none."""
 
     variant: str
     cells: tuple[Cell, ...]
     is_teacher: bool = False
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -186,35 +193,124 @@ def method_table(results: Mapping[str, Any], variants: Iterable[str] | None = No
     seeds = seeds_of(results)
     found = Findings(results["rows"], reference)
     titles = variant_titles(cells)
-    shown = list(titles) if variants is None else [variant for variant in titles if variant in set(variants)]
     seconds = {variant: _training_seconds(cells, variant) for variant in titles}
     yardstick = next((cell["variant"] for cell in cells if cell.get("method") == "erm"), None)
-    lines = [_teacher_line(found, 3 if reference else 2)] if found.has_teacher else []
-    for variant in shown:
+    lines = [_teacher_line([*(found.teacher(split) for split in SPLITS), found.teacher(None)], 3 if reference else 2)]
+    for variant in _shown(titles, variants):
         own = [cell for cell in cells if cell["variant"] == variant]
-        measured = [_score_cell(found.student(variant, split), own, len(seeds)) for split in SPLITS]
-        gap = _score_cell(found.student(variant, None), own, len(seeds))
-        difference = _difference_cell(found.student(variant, "shift"), variant == reference)
+        measured = [_score_cell(found.student(variant, split), own, len(seeds)) for split in (*SPLITS, None)]
+        difference = _difference_cell(found.student(variant, "shift"), own, variant == reference)
         time = _time_cell(seconds[variant], seconds.get(yardstick) if yardstick else None)
-        words = (
-            Cell(titles[variant]),
-            Cell(supervision(own[0].get("needs"))),
-            Cell(selection(own[0].get("selection"))),
-        )
-        steps = _steps_cell(own)
         against = (difference,) if reference else ()
-        lines.append(Line(variant, (*words, *measured, gap, *against, steps, time)))
+        rest = (*measured, *against, _steps_cell(own), time)
+        lines.append(Line(variant, (*_words(titles[variant], own), *rest), reason=_reason(own)))
     one_teacher = found.has_teacher and found.teachers == 1
     notes = _notes(len(seeds), titles.get(reference or ""), titles.get(yardstick or ""), one_teacher)
-    return Table("Accuracy by method", _columns(titles.get(reference or "", reference)), tuple(lines), notes)
+    columns = _columns(titles.get(reference or "", reference))
+    return Table("Accuracy by method", columns, tuple(lines if found.has_teacher else lines[1:]), notes)
+
+
+def group_table(results: Mapping[str, Any], variants: Iterable[str] | None = None) -> Table | None:
+    """Accuracies over groups, a group being a class with a value of the bias; None where no group was measured.
+
+    For each split that has them: the worst group's, the mean in which all groups count the same, and the mean in
+    which they count by their size in training. The last column compares the worst group of the last split.
+    """
+    cells, suite = results.get("cells") or [], results.get("suite") or {}
+    reference, seeds = suite.get("reference"), seeds_of(results)
+    rows = [row for row in results["rows"] if row.get("metric") in GROUP_METRICS and row.get("value") is not None]
+    things = [(s, m) for s in SPLITS for m in GROUP_METRICS if any((r["split"], r["metric"]) == (s, m) for r in rows)]
+    if not things:
+        return None
+    found = {thing: Findings(rows, reference, metric=thing[1]) for thing in things}
+    titles = variant_titles(cells)
+    compared = next((thing for thing in reversed(things) if thing[1] == "acc_wg"), None) if reference else None
+    score = ("percent", "half_width", "seeds")
+    columns = [*_WORDS, *(Column(f"{s}_{m}", f"{s}, {GROUP_METRICS[m]} (%)", score, f"{s} %") for s, m in things)]
+    lines = [_teacher_line([found[thing].teacher(thing[0]) for thing in things], 1 if compared else 0)]
+    for variant in _shown(titles, variants):
+        own = [cell for cell in cells if cell["variant"] == variant]
+        line = [*_words(titles[variant], own)]
+        line += [_score_cell(found[thing].student(variant, thing[0]), own, len(seeds)) for thing in things]
+        if compared:
+            line.append(_difference_cell(found[compared].student(variant, compared[0]), own, variant == reference))
+        lines.append(Line(variant, tuple(line), reason=_reason(own)))
+    named = titles.get(reference or "", reference)
+    if compared:
+        title = f"{compared[0]}, {GROUP_METRICS['acc_wg']}, against {named} (points)"
+        columns.append(Column("group_difference", title, (*score, "p"), "Δ"))
+    has_teacher = any(found[thing].has_teacher for thing in things)
+    one_teacher = has_teacher and all(found[thing].teachers <= 1 for thing in things)
+    notes = (_GROUPS, *_notes(len(seeds), named if compared else None, None, one_teacher))
+    return Table("Accuracy over groups", tuple(columns), tuple(lines if has_teacher else lines[1:]), notes)
+
+
+_GROUPS = (
+    "A group is a class with a value of the bias. Worst: the lowest accuracy of a group. Per group: the mean over "
+    "groups, each counting the same. Train-weighted: the mean over groups, each counting by its size in training; "
+    "groups that training never showed count nothing."
+)
+
+
+def side_by_side(table: Table, other: Table | None) -> Table:
+    """The numbers of ``other`` as further columns of ``table``, for those who compute with them."""
+    if other is None:
+        return table
+    columns = other.columns[len(_WORDS) :]
+    more = {line.variant: line.cells[len(_WORDS) :] for line in other.lines}
+    empty = tuple(Cell("–") for _ in columns)
+    lines = tuple(replace(line, cells=line.cells + more.get(line.variant, empty)) for line in table.lines)
+    return replace(table, columns=table.columns + columns, lines=lines)
+
+
+def paper_form(table: Table) -> Table:
+    """The table in the form in which papers print it: no steps and times, short headings, the teacher last."""
+    kept = [n for n, column in enumerate(table.columns) if column.key not in ("steps", "time")]
+    short = {"iid": "IID", "ood": "OOD", "shift": "Shift", "gap": "Gap", "difference": "Difference"}
+    columns = tuple(replace(column, title=short.get(column.key, column.title)) for column in table.columns)
+    lines = sorted(table.lines, key=lambda line: line.is_teacher)
+    against = next((c.title for c in table.columns if c.key == "difference"), None)
+    told = (
+        "Accuracies in %, gaps from IID to Shift and differences in points.",
+        *(() if against is None else (f"Difference: {against[0].lower()}{against[1:]}.",)),
+        *(note for note in table.notes if not note.startswith("Training time")),
+    )
+    return Table(
+        table.title,
+        tuple(columns[n] for n in kept),
+        tuple(replace(line, cells=tuple(line.cells[n] for n in kept)) for line in lines),
+        told,
+    )
+
+
+def _shown(titles: Mapping[str, str], variants: Iterable[str] | None) -> list[str]:
+    chosen = set(titles if variants is None else variants)
+    return [variant for variant in titles if variant in chosen]
+
+
+def _words(title: str, cells: Sequence[Mapping[str, Any]]) -> tuple[Cell, Cell, Cell]:
+    first = cells[0]
+    said = Cell(title, _reason(cells) if _is_not_applicable(cells) else "")
+    return said, Cell(supervision(first.get("needs"))), Cell(selection(first.get("selection")))
+
+
+def _is_not_applicable(cells: Sequence[Mapping[str, Any]]) -> bool:
+    return any(cell.get("status") == NOT_APPLICABLE for cell in cells)
+
+
+def _reason(cells: Sequence[Mapping[str, Any]]) -> str:
+    """Why there are no numbers: what is not given, or that runs failed; empty where any run is done."""
+    if any(cell.get("status", "done") == "done" for cell in cells):
+        return ""
+    return (cells[0].get("error") or "") if _is_not_applicable(cells) else str(cells[0].get("status"))
 
 
 class Findings:
-    """The accuracies and gaps among the rows, to be asked for by variant and split (None: the gap)."""
+    """The accuracies (or another ``metric``) and gaps among the rows, by variant and split (None: the gap)."""
 
-    def __init__(self, rows: Iterable[Row], reference: str | None) -> None:
+    def __init__(self, rows: Iterable[Row], reference: str | None, metric: str = "acc") -> None:
         plain = [row for row in rows if row.get("group") is None and row.get("measured_with") is None]
-        wanted = [row for row in plain if row["metric"] == ("gap" if row.get("split") is None else "acc")]
+        wanted = [row for row in plain if row["metric"] == ("gap" if row.get("split") is None else metric)]
         students = [row for row in wanted if row.get("model") == "student"]
         self._students = {(found.variant, found.split): found for found in summarise(students, reference)}
         self._teacher = _teacher_scores([row for row in wanted if row.get("model") == "teacher"])
@@ -285,13 +381,18 @@ def percent(estimate: Estimate | None, *, signed: bool = False) -> str:
     return mean if estimate.half is None else f"{mean} ± {100 * estimate.half:.1f}"
 
 
+_WORDS = (
+    Column("method", "Method", short="method"),
+    Column("supervision", "Supervision", short="supervision"),
+    Column("selection", "Chosen by", short="chosen by"),
+)
+
+
 def _columns(reference: str | None) -> tuple[Column, ...]:
     score = ("percent", "half_width", "seeds")
     against = Column("difference", f"Shift against {reference} (points)", (*score, "p"), "Δ shift")
     return (
-        Column("method", "Method", short="method"),
-        Column("supervision", "Supervision", short="supervision"),
-        Column("selection", "Chosen by", short="chosen by"),
+        *_WORDS,
         *(Column(split, f"{split} (%)", score, f"{split} %") for split in SPLITS),
         Column("gap", "Gap iid to shift (points)", score, "gap"),
         *([against] if reference else []),
@@ -300,19 +401,17 @@ def _columns(reference: str | None) -> tuple[Column, ...]:
     )
 
 
-def _teacher_line(found: Findings, empty: int) -> Line:
-    def score(split: str | None) -> Cell:
-        value = found.teacher(split)
-        return Cell("not measured") if value is None else _numbers(value)
-
+def _teacher_line(scores: Iterable[Estimate | None], empty: int) -> Line:
     words = (Cell("Teacher"), Cell("–"), Cell("–"))
-    return Line("teacher", (*words, *map(score, (*SPLITS, None)), *[Cell("–")] * empty), is_teacher=True)
+    measured = [Cell("not measured") if score is None else _numbers(score) for score in scores]
+    return Line("teacher", (*words, *measured, *[Cell("–")] * empty), is_teacher=True)
 
 
 def _score_cell(found: Summary | None, cells: Sequence[Mapping[str, Any]], seeds: int) -> Cell:
     unfinished = [cell["status"] for cell in cells if cell.get("status") != "done"]
     if found is None:
-        return Cell(f"n/a ({unfinished[0]})" if unfinished else "not measured")
+        told = "N/A" if _is_not_applicable(cells) else unfinished[0] if unfinished else "not measured"
+        return Cell(told)
     missing = seeds - found.estimate.n
     return _numbers(found.estimate, remark=f"{found.estimate.n} of {seeds} seeds" if missing > 0 else "")
 
@@ -322,7 +421,9 @@ def _numbers(found: Estimate, *, signed: bool = False, remark: str = "", extra: 
     return Cell(percent(found, signed=signed), remark, (100 * found.mean, half, found.n, *extra))
 
 
-def _difference_cell(found: Summary | None, is_reference: bool) -> Cell:
+def _difference_cell(found: Summary | None, cells: Sequence[Mapping[str, Any]], is_reference: bool) -> Cell:
+    if _is_not_applicable(cells):
+        return Cell("N/A")
     if is_reference:
         return Cell("reference")
     if found is None or found.comparison is None:
@@ -393,19 +494,19 @@ def to_markdown(table: Table) -> str:
 
 
 def to_csv(table: Table) -> str:
-    """The numbers behind the table, a column each, unrounded to six decimals; what is missing stays empty."""
+    """The numbers behind the table, a column each, to six decimals; what is missing stays empty, with its reason."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     names = [
         f"{column.key}_{part}" if part else column.key for column in table.columns for part in column.parts or ("",)
     ]
-    writer.writerow(["variant", *names])
+    writer.writerow(["variant", *names, "reason"])
     for line in table.lines:
         values: list[Any] = [line.variant]
         for column, cell in zip(table.columns, line.cells):
             numbers = cell.numbers or (None,) * len(column.parts)
             values += [None if x is None else round(x, 6) for x in numbers] if column.parts else [cell.text]
-        writer.writerow(values)
+        writer.writerow([*values, line.reason])
     return file.getvalue()
 
 
@@ -437,7 +538,7 @@ def to_rich(table: Table) -> RichTable:
         shown.add_column(escape(column.short), justify="right", no_wrap=True)
     for line in table.lines:
         name, *details = (line.cells[number].text for number in words)
-        below = ", ".join(detail for detail in details if detail != "–")
+        below = ", ".join(detail for detail in (*details, line.cells[words[0]].remark) if detail not in ("", "–"))
         first = escape(name) + (f"\n[dim]{escape(below)}[/]" if below else "")
         shown.add_row(first, *(_two_lines(line.cells[number]) for number, _ in numeric))
     return shown
