@@ -24,7 +24,7 @@ Supervision. Labels and masks of the object, the first mask where there are seve
 https://arxiv.org/abs/2407.09788, chose the weights on unbiased validation images (``selection: ood_val``), with a
 ``mask_weight`` of 1e4 in the end.
 
-Cost. Two more forward passes, and second derivatives in the layers above the feature map: about three ERM steps.
+Cost. Two more forward passes with their backward passes, and that of Grad-CAM: four to five ERM steps.
 """
 
 from typing import final

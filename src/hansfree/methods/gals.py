@@ -28,7 +28,7 @@ transformer blocks is not offered.
 Supervision. Labels and a teacher that saw image-text pairs; no masks. The authors choose the weight by validation
 accuracy; Bassi et al. did on unbiased validation images (``selection: ood_val``).
 
-Cost. A backward pass to the pixels, and a second-order one through it: two to three ERM steps; besides, without
+Cost. A backward pass to the pixels, and a second-order one through it: about three ERM steps; besides, without
 ``attention``, the teacher's forward pass.
 """
 

@@ -34,7 +34,7 @@ softmax-based quantity is explained) and LRP deep supervision (hidden layers) ar
 Supervision. Labels and masks, the first mask where there are several. The authors choose weight and decay
 on unbiased validation images: ``selection: ood_val``.
 
-Cost. With one class, two to three ERM steps; with all classes, as many more as there are classes.
+Cost. Three to four ERM steps with one class; about two more for each further class with ``explains: all``.
 """
 
 from typing import Literal, final, get_args

@@ -18,7 +18,7 @@ Supervision. Labels and masks; of several masks the first shows the object. The 
 and a useless network, and neither validation loss nor accuracy on biased data can choose it: Bassi et al. chose it on
 unbiased validation images (``selection: ood_val``).
 
-Cost. A backward pass to the pixels, and a second-order one through it: two to three ERM steps.
+Cost. A backward pass to the pixels, and a second-order one through it: about three ERM steps.
 """
 
 from typing import final
