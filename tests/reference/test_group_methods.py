@@ -396,9 +396,9 @@ def test_dfr_minimises_the_penalised_regression(build, tiny, penalty):
     for _ in trained(method, tiny):
         pass
     method.stages_done = method.stages_done - 1
-    optimiser = torch.optim.Adam([method.weight, method.bias], 0.03)  # as the stage does, without its loader
+    optimiser = torch.optim.Adam([method.weight, method.bias], 0.01)  # as the stage does, without its loader
     whole = tiny.split("valid").batch(method.member[0].nonzero()[:, 0])
-    for _ in range(250):
+    for _ in range(500):
         optimiser.zero_grad()
         sum(method.train().loss(whole).values()).backward()
         optimiser.step()
