@@ -1,7 +1,10 @@
 """Each loss of the group methods again, slowly, from its paper; and what their stages leave behind."""
 
 import io
+import json
 import math
+import subprocess
+import sys
 from collections import Counter, defaultdict
 from dataclasses import replace
 
@@ -491,6 +494,48 @@ def test_resuming_inside_any_stage_gives_the_same_to_the_bit(build, tiny, name, 
 def test_one_process_gathers_its_own():
     values = torch.arange(3)
     assert gathered(values) is values
+
+
+PROCESSES = """
+import json
+import torch
+from hansfree.benchmarks import ColouredDigits
+from hansfree.core import Setup
+from hansfree.methods import DFR, JTT
+from hansfree.models import load_model
+from hansfree.training import Training, fit, make_accelerator
+
+digits = ColouredDigits(limit=300, valid=96, test=40, bias_ratio=0.5)
+train, here, found = digits.split("train"), make_accelerator(device="cpu"), {}
+options = {"widths": [4, 8], "norm": "none"}
+setup = Setup(lambda: load_model("small-cnn", num_classes=10, options=options), None, len(train), 10, digits.input)
+for make, settings in ((JTT, {}), (DFR, {"groups": "label-majority", "last_layer_epochs": 3})):
+    torch.manual_seed(0)
+    method = make(setup, **settings)
+    for _ in fit(method, digits, Training(epochs=2, batch_size=32, lr=0.1), accelerator=here):
+        pass
+    found[make.__name__] = [p.flatten().tolist() for p in method.student.parameters()]
+found["seen"] = method.seen[method.seen[:, 0].argsort()].tolist()
+if here.is_main_process:
+    print(json.dumps(found))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_go_through_the_stages_of_one(tmp_path):
+    script = tmp_path / "stages.py"
+    script.write_text(PROCESSES)
+    results = []
+    for processes in (1, 2):
+        start = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+        done = subprocess.run([*start, str(script)], capture_output=True, text=True, check=False, timeout=200)
+        assert done.returncode == 0, done.stderr[-3000:]
+        results.append(json.loads(done.stdout))
+    one, two = results
+    assert one["seen"] == two["seen"]
+    for name in ("JTT", "DFR"):
+        for first, second in zip(one[name], two[name]):
+            assert first == pytest.approx(second, rel=1e-3, abs=1e-5)
 
 
 def test_numbers_count_only_what_occurs():
