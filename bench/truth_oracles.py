@@ -14,6 +14,9 @@ from hansfree.core import Explainer
 from hansfree.explainers import LRP
 from hansfree.torchvision_guard import import_torchvision
 
+QUADRATURE = "y(x) - y(x')"
+"""The one promise that holds only as far as a quadrature goes."""
+
 Finding = tuple[str, float]
 """A name and a relative error."""
 
@@ -178,19 +181,18 @@ def compared(row: str, explainer: Explainer, network: Network, model: Any, x: An
     return name, relative(ours, theirs)
 
 
-def completeness(
-    row: str, explainer: Any, network: Network, model: nn.Module, x: Any, target: Tensor
-) -> Finding | None:
+def completeness(row: str, explainer: Any, network: Network, model: Any, x: Any, target: Tensor) -> Finding | None:
     """Where theory promises a sum: what the map should add up to, and the relative error of its sum."""
     if row == "integrated-gradients":
         with torch.no_grad():
             explanation, gap = dataclasses.replace(explainer, steps=64).with_gap(model, x, target)
-        return "y(x) - y(x')", _gap(explanation.map.flatten(1).sum(1), explanation.map.flatten(1).sum(1) - gap)
+        return QUADRATURE, _gap(explanation.map.flatten(1).sum(1), explanation.map.flatten(1).sum(1) - gap)
     if network.text:
         return None
     if row == "bcos" and network.title.startswith("B-cos"):
         whole = dataclasses.replace(explainer, form="contributions")
-        return "y, no biases", _sum_is_the_logit(whole, without_biases(model), x, target)
+        fixed = model.network.logit_layer.logit_bias or 0.0
+        return "y less its fixed bias", _sum_is_the_logit(whole, model, x, target, fixed)
     if row == "gradient-x-input" and network.homogeneous:
         return "y, no biases", _sum_is_the_logit(explainer, without_biases(model), x, target)
     if row.startswith("lrp") and network.conserving:
@@ -199,10 +201,10 @@ def completeness(
     return None
 
 
-def _sum_is_the_logit(explainer: Explainer, model: nn.Module, x: Tensor, target: Tensor) -> float:
+def _sum_is_the_logit(explainer: Explainer, model: nn.Module, x: Tensor, target: Tensor, fixed: float = 0.0) -> float:
     with torch.no_grad():
         logits, map = explainer(model, x, target)
-    return _gap(map.flatten(1).sum(1), logits.gather(1, target[:, None]).squeeze(1))
+    return _gap(map.flatten(1).sum(1), logits.gather(1, target[:, None]).squeeze(1) - fixed)
 
 
 def _gap(found: Tensor, wanted: Tensor) -> float:
