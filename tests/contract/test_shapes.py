@@ -17,8 +17,9 @@ with install_import_hook([f"hansfree.{name}" for name in packages], "beartype.be
     from hansfree.methods import METHODS
     from hansfree.models import load_model
 
-benchmark = BENCHMARKS["coloured-digits"](limit=200, valid=40, test=40)
-batch = benchmark.split("train").batch(torch.arange(6))
+benchmark = BENCHMARKS["coloured-digits"](limit=200, valid=40, test=40, bias_ratio=0.5)
+train = benchmark.split("train")
+batch = train.batch(torch.arange(6))
 
 
 def network(name="small-cnn", **options):
@@ -32,7 +33,7 @@ for name, kind in explainers.EXPLAINERS.items():
         kind()(student, batch.images, target)
 ranged = explainers.LRP(epsilon=(0.01, 0.1))
 for name, method in METHODS.items():
-    setup = Setup(network, teacher, 200, 10, benchmark.input)
+    setup = Setup(network, teacher, len(train), 10, benchmark.input, label=train.label, bias=train.bias)
     made = method(setup, **({"explainer": ranged} if "explainer" in signature(method).parameters else {}))
     sum(made(batch).values()).backward()
     for predictions in evaluation.judge(made, teacher, benchmark, ("iid", "shift"), 16, "cpu").values():
