@@ -29,7 +29,7 @@ for the digits 1 to 9; the one for 0 is chosen by a rule of ours (see :func:`pgi
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import product
@@ -300,14 +300,14 @@ class ColouredDigits(Benchmark):
         random_colours: Literal["uniform", "vivid"] = "uniform",
         colour_seed: int = 0,
     ) -> None:
-        _known("palette", palette, PALETTES)
-        _known("where", where, PAINTS)
-        _known("colouring", colouring, ("biased", "random"))
-        _known("random_colours", random_colours, RANDOM_COLOURS)
+        known("palette", palette, PALETTES)
+        known("where", where, PAINTS)
+        known("colouring", colouring, ("biased", "random"))
+        known("random_colours", random_colours, RANDOM_COLOURS)
         conflicting = CONFLICTS[palette] if conflict is None else conflict
-        _known("conflict", conflicting, ("unbiased-palette", "other-class"))
-        _between("bias_ratio", bias_ratio, 0, 1)
-        _between("saturation", saturation, 0.01, 1)
+        known("conflict", conflicting, ("unbiased-palette", "other-class"))
+        between("bias_ratio", bias_ratio, 0, 1)
+        between("saturation", saturation, 0.01, 1)
         if severity not in list(JITTER):
             raise UserError(f"benchmark.severity is {severity!r}; give 0 (no jitter) or a whole number from 1 to 5.")
 
@@ -451,11 +451,13 @@ def _hex(rgb: Float[Tensor, "3"]) -> str:
     return "#" + "".join(f"{round(channel * 255):02x}" for channel in rgb.tolist())
 
 
-def _known(key: str, value: object, choices: Sequence[str] | dict[str, Any]) -> None:
+def known(key: str, value: object, choices: Sequence[str] | Mapping[str, Any]) -> None:
+    """Raises ``UserError`` where the setting ``key`` is none of ``choices``."""
     if value not in list(choices):
         raise unknown(f"choice for benchmark.{key}", str(value), choices)
 
 
-def _between(key: str, value: object, low: int | float, high: int | float) -> None:
+def between(key: str, value: object, low: int | float, high: int | float) -> None:
+    """Raises ``UserError`` where the setting ``key`` is no number from ``low`` to ``high``."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
         raise UserError(f"benchmark.{key} is {value!r}; give a number from {low} to {high}.")
