@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from hansfree.core import Classifier
 from hansfree.errors import UserError
 from hansfree.explainers import GradCAM
+from hansfree.models import load_model
 from hansfree.models.small import SmallCNN
 from hansfree.torchvision_guard import import_torchvision
 
@@ -212,3 +213,16 @@ def test_grad_cam_of_a_vision_transformer_is_that_of_its_patches():
     close(found.map.detach(), expected)
     close(GradCAM("blocks.1.norm1", relu=False)(network, x, TARGET).map.detach(), expected)
     check_gradient(GradCAM(relu=False), network, x)
+
+
+def test_a_convolution_that_scores_is_no_feature_map():
+    """SqueezeNet's last map holds a channel of scores per class; Grad-CAM weighs the features before it."""
+    model = load_model("torchvision/squeezenet1_1", num_classes=5).eval()
+    x, target = torch.rand(2, 3, 64, 64), torch.tensor([1, 4])
+    features = model.forward_features(x).detach().requires_grad_()
+    y = model.forward_head(features).gather(1, target[:, None]).sum()
+    (gradient,) = torch.autograd.grad(y, features)
+    expected = (gradient.mean((2, 3), keepdim=True) * features).sum(1, keepdim=True).relu()
+    torch.testing.assert_close(GradCAM()(model, x, target).map, expected)
+    with torch.no_grad():
+        torch.testing.assert_close(GradCAM()(model, x, target).map, expected)

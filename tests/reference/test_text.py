@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hansfree.core import Tokens
 from hansfree.errors import UserError
-from hansfree.explainers import LRP, GradientXInput, InputGradient, IntegratedGradients, LossGradient
+from hansfree.explainers import EXPLAINERS, LRP, GradientXInput, InputGradient, IntegratedGradients, LossGradient
 from hansfree.models.text import TextClassifier, load_text_model, save_text_model
 from hansfree.torchvision_guard import import_torchvision
 
@@ -280,3 +280,9 @@ def test_tokens_of_unequal_shapes_are_a_user_error():
     with pytest.raises(UserError, match="share one shape"):
         Tokens(ids, ids[:, :2] == 0, ids)
     assert len(Tokens(ids, ids == 0, ids)) == 2
+
+
+@pytest.mark.parametrize("name", ["grad-cam", "attention", "features", "bcos", "smoothgrad"])
+def test_explainers_of_images_say_that_texts_are_none(name):
+    with pytest.raises(UserError, match="texts"):
+        EXPLAINERS[name]()(network(), tokens(), TARGET)

@@ -27,7 +27,7 @@ from torch.overrides import TorchFunctionMode
 
 from hansfree.core import Classifier, Draws, Explainer, Explanation, Target, held_affine
 from hansfree.errors import UserError, unknown
-from hansfree.explainers.propagation import propagate
+from hansfree.explainers.propagation import check_images, propagate
 from hansfree.explainers.twin import plain, twin
 
 Form = Literal["weights", "contributions"]
@@ -51,6 +51,7 @@ class BCos(Explainer):
 
     def __call__(self, model: nn.Module, input: Tensor, target: Target, *, draws: Draws | None = None) -> Explanation:
         """Explain ``model`` at ``input``. Raises ``UserError`` where the model has no B-cos layer."""
+        check_images(input)
         network = _Held(model, input)
         found = propagate(network, input, target, at=network.encoded)
         map = found.signal if self.form == "weights" else found.times_input().sum(-3, keepdim=True)

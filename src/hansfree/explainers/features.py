@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from hansfree.core import Draws, Explainer, Explanation, Target
 from hansfree.errors import UserError
 from hansfree.explainers.layers import Looking
-from hansfree.explainers.propagation import at_least_float32, check_logits, resolve
+from hansfree.explainers.propagation import at_least_float32, check_images, check_logits, resolve
 
 
 @final
@@ -56,6 +56,7 @@ class FeatureMap(Explainer):
 
 
 def _look(model: nn.Module, layer: str | None, input: Tensor, target: Target) -> tuple[Tensor, Tensor, Tensor]:
+    check_images(input)
     with torch.autocast(input.device.type, enabled=False):
         logits, features = Looking(model, layer).features(at_least_float32(input))
     check_logits(logits, len(input))

@@ -1,7 +1,7 @@
 """Finding a network's feature map while it runs: on CNNs, on networks of tokens, or at a layer by name.
 
 The automatic choice is the last feature map of more than one pixel: for a CNN what goes into the global pooling
-(or the last map of class scores, where the network pools those), for a network that pools by attention the map or
+(of a bare network that pools maps of class scores, the last of those), for a network that pools by attention the map or
 tokens that go into the pooling, and for a vision transformer the normed tokens that go into its last attention
 block, the last place where tokens of patches reach the class token. It is found from the functions that the
 forward pass calls, so that what a module of one's own does with ``torch.nn.functional`` counts as well. Prefix
@@ -239,6 +239,13 @@ class Looking(nn.Module):
         """The model's logits."""
         if self._layer is not None:
             return self._at_layer(self._layer, x)
+        if _scores_maps(self.model):
+            model: Any = self.model
+            with self._watch(x) as watch:
+                features = model.forward_features(x)
+                logits = model.forward_head(features)
+            self._located = watch.locate(features)
+            return logits
         if self._constant and not self.training and _pools_maps(self.model):
             with self._watch(x) as watch:
                 logits = _from_features(self.model, x)
@@ -288,6 +295,13 @@ def shows_features(model: nn.Module) -> bool:
     """Whether the model speaks timm's words ``forward_features`` and ``forward_head``."""
     speaker = model.network if isinstance(model, Classifier) else model
     return hasattr(speaker, "forward_features") and hasattr(speaker, "forward_head")
+
+
+def _scores_maps(model: nn.Module) -> bool:
+    """Whether a classifier's last layer is no linear one but a convolution: its last map is of scores, not features."""
+    if not isinstance(model, Classifier) or not shows_features(model):
+        return False
+    return hasattr(model.network, "get_classifier") and hasattr(model.get_classifier(), "kernel_size")
 
 
 def _pools_maps(model: nn.Module) -> bool:

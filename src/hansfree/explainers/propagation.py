@@ -81,6 +81,7 @@ def propagate(
     place of its input; the Signal's ``input`` is then that tensor.
     """
     differentiable = torch.is_grad_enabled()
+    check_images(input)
     _refuse_functorch()
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(input.device.type, enabled=False):
         x = _followed(input) if differentiable else _followed(input.detach())
@@ -138,6 +139,15 @@ def check_logits(logits: object, samples: int) -> None:
     raise UserError(
         f"The model must return logits of shape [{samples}, classes], but it returned {got}; wrap it so that it does."
     )
+
+
+def check_images(input: object) -> None:
+    """Raise ``UserError`` unless ``input`` is a tensor: texts have no pixels and no feature map."""
+    if not isinstance(input, Tensor):
+        raise UserError(
+            f"This explainer takes images, but the input is of type {type(input).__name__}; "
+            "texts are explained by gradient, gradient-x-input, lrp, integrated-gradients and loss-gradient."
+        )
 
 
 def at_least_float32(input: Tensor) -> Tensor:

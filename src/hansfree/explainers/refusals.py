@@ -18,7 +18,7 @@ from hansfree.errors import UserError
 from hansfree.explainers import nodes
 
 _AFFINE = re.compile(
-    "Add|Sub|Neg|Sum|Mean|Cat|Stack|Copy|ToCopy|Clone|Alias|View|UnsafeView|ReshapeAlias|AsStrided|T|Transpose|Permute"
+    "Add|Sub|Rsub|Neg|Sum|Mean|Cat|Stack|Copy|ToCopy|Clone|Alias|View|UnsafeView|ReshapeAlias|AsStrided|T|Transpose|Permute"
     "|Expand|Repeat|Squeeze|Unsqueeze|Slice|Select|Split|SplitWithSizes|Unbind|Unfold|Index|IndexSelect|Gather|Flip|Roll"
     "|Pad|ConstantPadNd|ReflectionPad2D|ReplicationPad2D|PixelShuffle|PixelUnshuffle|Im2Col|NativeChannelShuffle|ChannelShuffle"
     "|AvgPool2D|AdaptiveAvgPool2D|MkldnnAdaptiveAvgPool2D|UpsampleNearest2D|UpsampleBilinear2D|UpsampleBicubic2D"
