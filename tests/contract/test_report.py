@@ -373,7 +373,7 @@ def test_what_cannot_be_applied_stands_in_the_tables_and_is_no_warning(tmp_path:
     write_json(suite.results, results)
     elements = Elements(build_report(suite.path).read_text())
     headline = elements.text[elements.text.index("The numbers") : elements.text.index("Where the models look")]
-    assert f"RRR {reason} masks lowest validation loss N/A N/A N/A N/A N/A" in headline
+    assert f"RRR {reason} masks – N/A N/A N/A N/A N/A" in headline
     assert "RRR" not in elements.text[: elements.text.index("What was run")]
 
 

@@ -290,8 +290,10 @@ def _shown(titles: Mapping[str, str], variants: Iterable[str] | None) -> list[st
 
 def _words(title: str, cells: Sequence[Mapping[str, Any]]) -> tuple[Cell, Cell, Cell]:
     first = cells[0]
-    said = Cell(title, _reason(cells) if _is_not_applicable(cells) else "")
-    return said, Cell(supervision(first.get("needs"))), Cell(selection(first.get("selection")))
+    needs = Cell(supervision(first.get("needs")))
+    if _is_not_applicable(cells):
+        return Cell(title, _reason(cells)), needs, Cell("–")
+    return Cell(title), needs, Cell(selection(first.get("selection")))
 
 
 def _is_not_applicable(cells: Sequence[Mapping[str, Any]]) -> bool:
