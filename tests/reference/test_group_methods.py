@@ -248,6 +248,15 @@ def test_irm_is_the_squared_derivative_by_a_scale(build, tiny, batch, environmen
     assert terms["invariance"].item() == pytest.approx(sum(penalties) / len(penalties), rel=1e-4)
 
 
+def test_irm_leaves_out_an_absent_environment(build, tiny):
+    method, train = build("irm", norm="none").train(), tiny.split("train")
+    usual = torch.tensor(kinds(train, "majority")).nonzero()[:5, 0]
+    one = train.batch(usual)
+    assert method.loss(one)["label"].item() == pytest.approx(
+        sum(cross_entropies(method.student(one.images), one.label)) / 5, rel=1e-5
+    )
+
+
 def test_irm_counts_its_steps(build, tiny):
     method = build("irm", anneal_steps=3)
     steps = list(trained(method, tiny))
@@ -451,6 +460,17 @@ def test_dfr_selects_by_the_other_half(retrained, tiny):
     assert 4 < len(kept) < 20
     assert method.loss(batch)["label"].item() == pytest.approx(2 * sum(kept) / 24, rel=1e-5)
     assert not method.member[:, half_of(torch.arange(method.member.shape[1])) == SELECTS].any()
+
+
+def test_dfr_keeps_no_last_layer_of_its_look(build, tiny):
+    method = build("dfr")
+    for step in trained(method, tiny):
+        if step.stage == "look":
+            assert method.weight.abs().sum() > 0
+        if step.stage == "last-layer":
+            break
+    assert method.weight.abs().max() < 1.5 * method.last_layer_lr  # one step of Adam from zero
+    assert method.bias.abs().max() < 1.5 * method.last_layer_lr
 
 
 def test_dfr_says_what_is_missing(build, tiny):
