@@ -52,7 +52,7 @@ class Tiny(Benchmark):
 
     def split(self, name):
         self.asked.append(name)
-        seeds = {"train": 0, "valid": 1, "iid": 2, "ood": 3, "shift": 4}
+        seeds = {"train": 0, "valid": 1, "iid": 2, "ood": 3, "shift": 4, "valid_ood": 5}
         return TinySplit(48 if name == "train" else 24, seeds[name])
 
 

@@ -37,8 +37,11 @@ class Keeper:
         self.pending = []
 
     def offer(self, method: Method, score: float, where: dict[str, Any]) -> None:
-        """Keep ``method`` as the best so far if its score is no lower; among equals the latest stays."""
-        if self.best is not None and score < self.best["score"]:
+        """Keep ``method`` as the best of its stage so far if its score is no lower; among equals the latest stays.
+
+        Whatever an earlier stage left is not the method yet, so a new stage begins anew.
+        """
+        if self.best is not None and score < self.best["score"] and self.best["stage"] == where["stage"]:
             return
         self.best = {"score": score, **where}
         if self.active:

@@ -14,7 +14,7 @@ from hansfree.errors import UserError
 from hansfree.methods.class_choice import Top
 from hansfree.metrics import METRICS, accuracy, worst_group_accuracy
 
-Rule = Literal["last", "iid_val", "iid_val_loss", "worst_group_val", "oracle"]
+Rule = Literal["last", "iid_val", "iid_val_loss", "worst_group_val", "ood_val", "oracle"]
 Device = torch.device | str
 
 
@@ -85,7 +85,9 @@ class Selection:
 
     last: the final model. iid_val: accuracy on the validation split. iid_val_loss: the method's own loss there
     (the rule of explanation distillation's paper for distillers). worst_group_val: the worst group's accuracy
-    there. oracle: the mean accuracy on the test splits where the shortcut breaks; an upper bound, not a result.
+    there. ood_val: accuracy on valid_ood, unbiased validation data, supervision of its own (what that paper grants to
+    methods that minimise background relevance). oracle: the mean accuracy on the test splits where the shortcut
+    breaks; an upper bound, not a result.
     """
 
     rule: Rule
@@ -93,7 +95,8 @@ class Selection:
 
     def split(self, name: str) -> Split:
         """The split ``name``; a test split raises ``PermissionError`` unless the rule is oracle."""
-        if name not in ("train", "valid") and self.rule != "oracle":
+        allowed = ("train", "valid", *(("valid_ood",) if self.rule == "ood_val" else ()))
+        if name not in allowed and self.rule != "oracle":
             raise PermissionError(f"The selection rule {self.rule!r} must not look at the split {name!r}.")
         return self.benchmark.split(name)
 
@@ -108,6 +111,8 @@ class Selection:
             if worst is None:
                 raise UserError("selection: worst_group_val needs a benchmark whose bias is known; choose iid_val.")
             metrics["acc_wg"] = worst
+        if self.rule == "ood_val":
+            metrics["ood_val"] = accuracy(predictions_of(method, self.split("valid_ood"), batch_size, device)) or 0.0
         if self.rule == "oracle":
             tests = [name for name in self.benchmark.split_names() if name in TEST_SPLITS and name != "iid"]
             shares = [accuracy(predictions_of(method, self.split(n), batch_size, device)) or 0.0 for n in tests]

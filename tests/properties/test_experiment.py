@@ -113,7 +113,7 @@ def test_training_never_touches_a_test_split(tmp_path, monkeypatch):
     run(config(**{"method": {"name": "output-distillation"}, "explainer": None}), tmp_path / "run")
 
 
-@pytest.mark.parametrize("selection", ["last", "iid_val", "worst_group_val", "oracle"])
+@pytest.mark.parametrize("selection", ["last", "iid_val", "worst_group_val", "ood_val", "oracle"])
 def test_every_rule_carries_through_to_the_rows(selection, tmp_path):
     short = config(**{"method": {"name": "erm"}, "teacher": None, "explainer": None, "selection": selection})
     folder = run(short, tmp_path / "run", report=False)

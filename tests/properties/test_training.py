@@ -205,7 +205,7 @@ def test_length_is_given_once(setup, tiny):
         Training(epochs=1, schedule="step")
 
 
-@pytest.mark.parametrize("rule", ["last", "iid_val", "iid_val_loss", "worst_group_val", "oracle"])
+@pytest.mark.parametrize("rule", ["last", "iid_val", "iid_val_loss", "worst_group_val", "ood_val", "oracle"])
 def test_no_rule_but_oracle_reaches_a_test_split(rule, build, tiny):
     selection = Selection(rule, tiny)
     method = build("erm")
@@ -217,14 +217,15 @@ def test_no_rule_but_oracle_reaches_a_test_split(rule, build, tiny):
         else:
             with pytest.raises(PermissionError, match=name):
                 selection.split(name)
+    assert ("valid_ood" in tiny.asked) == (rule == "ood_val")
     touched = set(tiny.asked) & set(TEST_SPLITS)
     assert touched == (set(TEST_SPLITS) if rule == "oracle" else set())
 
 
 def test_rules_prefer_what_they_say(tiny):
-    early = {"loss": 1.0, "acc": 0.9, "acc_wg": 0.1, "oracle": 0.5}
-    late = {"loss": 0.5, "acc": 0.8, "acc_wg": 0.2, "oracle": 0.4}
-    better = {"iid_val": early, "iid_val_loss": late, "worst_group_val": late, "oracle": early}
+    early = {"loss": 1.0, "acc": 0.9, "acc_wg": 0.1, "ood_val": 0.3, "oracle": 0.5}
+    late = {"loss": 0.5, "acc": 0.8, "acc_wg": 0.2, "ood_val": 0.4, "oracle": 0.4}
+    better = {"iid_val": early, "iid_val_loss": late, "worst_group_val": late, "ood_val": late, "oracle": early}
     for rule, wanted in better.items():
         score = Selection(rule, tiny).score
         assert max((early, late), key=score) is wanted
