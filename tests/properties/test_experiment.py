@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from hansfree.checkpoints import Keeper
 from hansfree.config import merge, parse
 from hansfree.errors import UserError
 from hansfree.experiment import flags, run
@@ -151,3 +152,17 @@ def test_a_low_loss_with_a_low_accuracy_is_flagged(tmp_path, loss, acc, flagged)
     folder.append_metrics([{"event": "valid", "metrics": {"loss": 1.0, "acc": 0.1}}])
     assert bool(flags(folder, {"loss": loss, "acc": acc}, 0.9)) is flagged
     assert not flags(folder, {"loss": loss, "acc": acc}, None)
+
+
+def test_a_new_stage_selects_anew(build, tmp_path):
+    """A first stage's student, however good in validation, is not yet the method's."""
+    keeper = Keeper(RunFolder(tmp_path / "run"), active=True)
+    method = build("erm")
+    wanted = {}
+    for stage, score in (("first", 0.9), ("first", 0.8), ("second", 0.5), ("second", 0.4)):
+        torch.nn.init.normal_(next(method.parameters()))
+        keeper.offer(method, score, {"stage": stage, "step": 1, "epoch": 0})
+        if score == 0.5:
+            wanted = {name: value.clone() for name, value in method.state_dict().items()}
+    keeper.restore_best(method)
+    assert all(torch.equal(value, wanted[name]) for name, value in method.state_dict().items())
