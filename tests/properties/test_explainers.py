@@ -237,3 +237,28 @@ def test_running_statistics_must_exist():
 def test_targets_may_have_any_integer_type():
     chosen = resolve(torch.tensor([0, 1], dtype=torch.int32), torch.zeros(2, 4))
     assert chosen.dtype == torch.long
+
+
+AVERAGES = {
+    "average": nn.AvgPool2d(2),
+    "overlapping": nn.AvgPool2d(3, 2, 1, ceil_mode=True, count_include_pad=False),
+    "divided": nn.AvgPool2d((2, 1), divisor_override=3),
+    "adaptive": nn.AdaptiveAvgPool2d((2, 3)),
+    "global": nn.AdaptiveAvgPool2d(1),
+}
+
+
+@pytest.mark.parametrize("name", AVERAGES)
+def test_average_pools_are_those_of_autograd(name):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), AVERAGES[name], nn.ReLU(), nn.Flatten(), nn.LazyLinear(4)).double()
+    x = images().requires_grad_()
+    (expected,) = torch.autograd.grad(model(x).gather(1, TARGET[:, None]).sum(), x, create_graph=True)
+    logits, map = InputGradient()(model, images(), TARGET)
+    torch.testing.assert_close(map, expected)
+    for loss in (lambda map, logits: map.square().sum(), lambda map, logits: map.square().sum() + logits.cos().sum()):
+        found, wanted = (
+            torch.autograd.grad(loss(m, y), list(model.parameters()), retain_graph=True, materialize_grads=True)
+            for m, y in ((map, logits), (expected, model(x)))
+        )
+        for a, b in zip(found, wanted, strict=True):
+            torch.testing.assert_close(a, b)

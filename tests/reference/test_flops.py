@@ -86,14 +86,12 @@ def test_a_step_on_lrp(name, size, training):
     assert ratio <= max(GOALS["lrp"], 1.002 * floor)
 
 
-@pytest.mark.parametrize(
-    ("name", "size", "gate"),
-    # The average pools of the small CNN send zeros through its whole forward graph: the floor is 1.41.
-    [(*RESNET, GOALS["gradient"]), (*CNN, 1.76)],
-)
+@pytest.mark.parametrize(("name", "size"), [RESNET, CNN])
 @pytest.mark.parametrize("explainer", [InputGradient(), GradientXInput()], ids=["gradient", "gxi"])
-def test_a_step_on_the_input_gradient(name, size, gate, explainer):
-    assert Case(name, size, False).trained(explainer) <= gate
+def test_a_step_on_the_input_gradient(name, size, explainer):
+    """Nothing but weights is differentiated through: no pool, no mask sends zeros through the forward graph."""
+    case = Case(name, size, False)
+    assert case.trained(explainer) <= max(GOALS["gradient"], 1.002 * 4 / (3 - case.first_share()))
 
 
 @pytest.mark.parametrize(("name", "size"), [RESNET, CNN])

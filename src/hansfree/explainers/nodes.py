@@ -159,6 +159,24 @@ class RuledMaxPool2d(Function):
         return unpooled, *rest
 
 
+class LinearPool(Function):
+    """An average pool. It is linear, but torch's second derivative sends zeros through the whole forward graph."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, pool: Callable[[Tensor], Tensor], backward: Callable[[Tensor, Tensor], Tensor]
+    ) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.backward = backward
+        ctx.set_materialize_grads(False)
+        return pool(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, None, None]:
+        (g,), (x,) = grads, ctx.saved_tensors
+        return None if g is None else ctx.backward(g, x.detach()), None, None
+
+
 class RuledConv2d(Function):
     """``F.conv2d`` that skips the weight gradient while explaining, and an input gradient that nobody asks for."""
 

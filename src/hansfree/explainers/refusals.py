@@ -25,7 +25,7 @@ _AFFINE = re.compile(
     "|UpsampleBilinear2DAa|UpsampleBicubic2DAa|MaskedFill|Where|AvgPool3D|AdaptiveAvgPool3D"
     "|NativeDropout|FusedDropout|MaxPool2DWithIndices|AdaptiveMaxPool2D"
 )
-_RULED = re.compile("RuledReLU|RuledMaxPool2d|RuledActivation|HeldAffine|Factor|Half|Gate|Overwrite|Softmax")
+_RULED = re.compile("RuledReLU|RuledMaxPool2d|LinearPool|RuledActivation|HeldAffine|Factor|Half|Gate|Overwrite|Softmax")
 _PRODUCT = re.compile(
     "Mul|Mm|Bmm|Mv|Dot|Addmm|Addbmm|Baddbmm|Addmv|Addcmul|Convolution|RuledConv2d|Linear|MkldnnLinear"
 )

@@ -22,6 +22,7 @@ from hansfree.explainers.nodes import (
     Gate,
     Half,
     HeldAffine,
+    LinearPool,
     Overwrite,
     Pair,
     RuledActivation,
@@ -195,6 +196,33 @@ def _max_pool2d(
     return RuledMaxPool2d.apply(input, *pairs, ceil_mode)
 
 
+def _avg_pool2d(
+    rules: Rules,
+    input: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Tensor:
+    size, step, pad = (_pair(value) for value in (kernel_size, stride or kernel_size, padding))
+    rest = (ceil_mode, count_include_pad, divisor_override)
+    return LinearPool.apply(
+        input,
+        lambda x: F.avg_pool2d(x, size, step, pad, *rest),
+        lambda g, x: torch.ops.aten.avg_pool2d_backward(g, x, size, step, pad, *rest),
+    )
+
+
+def _adaptive_avg_pool2d(rules: Rules, input: Tensor, output_size: Any) -> Tensor:
+    if output_size in (1, (1, 1), [1, 1]):
+        return F.adaptive_avg_pool2d(input, output_size)  # a mean, whose derivatives are well made
+    return LinearPool.apply(
+        input, lambda x: F.adaptive_avg_pool2d(x, output_size), torch.ops.aten._adaptive_avg_pool2d_backward
+    )
+
+
 def _conv2d(
     rules: Rules,
     input: Tensor,
@@ -218,11 +246,12 @@ def _pair(value: int | Iterable[int]) -> list[int]:
 
 def _ended(func: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """``func``, as a layer of its own."""
+    return _own_layer(lambda _, *args, **settings: func(*args, **settings))
 
-    def rule(rules: Rules, *args: Any, **settings: Any) -> Tensor:
-        return rules.end_of_layer(func(*args, **settings))
 
-    return rule
+def _own_layer(rule: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """``rule``, as a layer of its own."""
+    return lambda rules, *args, **settings: rules.end_of_layer(rule(rules, *args, **settings))
 
 
 def _held_affine(rules: Rules, x: Tensor, scale: Tensor, shift: Tensor | None = None) -> Tensor:
@@ -540,6 +569,8 @@ _ALWAYS: dict[Any, Callable[..., Any]] = {
     F.conv2d: _conv2d,
     F.max_pool2d: _max_pool2d,
     torch.max_pool2d: _max_pool2d,
+    F.avg_pool2d: _avg_pool2d,
+    F.adaptive_avg_pool2d: _adaptive_avg_pool2d,
     F.batch_norm: _batch_norm,
     torch.batch_norm: _torch_batch_norm,
     held_affine: _held_affine,
@@ -590,10 +621,10 @@ _LRP: dict[Any, Callable[..., Any]] = {
 
 _LAYERWISE: dict[Any, Callable[..., Any]] = {
     F.avg_pool1d: _ended(F.avg_pool1d),
-    F.avg_pool2d: _ended(F.avg_pool2d),
+    F.avg_pool2d: _own_layer(_avg_pool2d),
     F.avg_pool3d: _ended(F.avg_pool3d),
     F.adaptive_avg_pool1d: _ended(F.adaptive_avg_pool1d),
-    F.adaptive_avg_pool2d: _ended(F.adaptive_avg_pool2d),
+    F.adaptive_avg_pool2d: _own_layer(_adaptive_avg_pool2d),
     F.adaptive_avg_pool3d: _ended(F.adaptive_avg_pool3d),
     torch.mean: _ended(torch.mean),
     Tensor.mean: _ended(torch.mean),
