@@ -11,13 +11,13 @@ import importlib
 from types import ModuleType
 
 import torch
-from torch.library import Library
+from torch import library
 
 _SCHEMAS = {
     "nms": "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms": "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 }
-_libraries: list[Library] = []  # a Library undeclares its schemas when it is collected
+_libraries: list[library.Library] = []  # a Library undeclares its schemas when it is collected
 
 
 def import_torchvision(module: str = "torchvision") -> ModuleType:
@@ -32,9 +32,9 @@ def import_torchvision(module: str = "torchvision") -> ModuleType:
             raise
     for name, schema in _SCHEMAS.items():
         if not _declared(name):
-            library = Library("torchvision", "FRAGMENT")
-            library.define(schema)
-            _libraries.append(library)
+            fragment = library.Library("torchvision", "FRAGMENT")
+            fragment.define(schema)
+            _libraries.append(fragment)
     return importlib.import_module(module)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, library, nn
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils import checkpoint
 
@@ -389,7 +389,7 @@ class ReLUByHand(torch.autograd.Function):
         return g * (ctx.saved_tensors[0] > 0)
 
 
-@torch.library.custom_op("hansfree_tests::relu", mutates_args=())
+@library.custom_op("hansfree_tests::relu", mutates_args=())
 def relu_operator(x: Tensor) -> Tensor:
     return x.clamp(min=0)
 

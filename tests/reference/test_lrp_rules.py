@@ -342,11 +342,7 @@ def test_normalisation_within_a_sample_holds_its_scale(name):
     x, target = torch.randn(3, 2, 8, 8, dtype=torch.double), torch.arange(3)
     logits, map = LRP(EPSILON, output_factor=False)(network, x, target)
     torch.testing.assert_close(logits, network(x))
-    weight, bias = getattr(norm, "weight", None), getattr(norm, "bias", None)
-    (offset,) = torch.autograd.grad(network[2:](norm(network[0](x))).diagonal().sum(), [network[0].bias])
     held = torch.zeros(3, dtype=torch.double)
-    if bias is None and name != "layer without weights":
-        bias = torch.zeros_like(weight)
     # Completeness: what the biases of the affine network contribute is all that is missing.
     for n in range(3):
 
@@ -356,7 +352,6 @@ def test_normalisation_within_a_sample_holds_its_scale(name):
 
         held[n] = affine(torch.zeros_like(x[n]))
     torch.testing.assert_close(map.sum((1, 2, 3)) + held, logits.diagonal())
-    assert offset.isfinite().all()
     assert gradient_error(LRP(EPSILON), network, x) < 1e-6
 
 

@@ -32,8 +32,7 @@ from hansfree.explainers.rules import Rules
 
 def check_statistics(name: str) -> None:
     """Raise ``UserError`` unless ``name`` is one of :data:`Statistics`."""
-    if name not in get_args(Statistics):
-        raise unknown("statistics", name, get_args(Statistics))
+    check_choice("statistics", name, Statistics)
 
 
 def check_choice(field: str, value: str, choices: Any) -> None:

@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from hansfree.core import held_affine
 from hansfree.errors import UserError
 from hansfree.explainers.propagation import Statistics
+from hansfree.explainers.rules import batch_statistics, no_running_statistics, scale_and_shift
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -159,21 +160,14 @@ class _Norm:
 
     def affine(self) -> _Affine:
         """Scale and shift by the batch's own statistics."""
-        x, (weight, bias) = self.input, self.parameters
-        var, mean = torch.var_mean(x, [0, *range(2, x.ndim)], correction=0)
-        scale = torch.rsqrt(var + self.eps)
-        scale = scale if weight is None else weight * scale
-        shift = -mean * scale if bias is None else bias - mean * scale
-        shape = [1, -1] + [1] * (x.ndim - 2)
+        scale, shift = scale_and_shift(*batch_statistics(self.input), *self.parameters, self.eps)
+        shape = [1, -1] + [1] * (self.input.ndim - 2)
         return scale.view(shape), shift.view(shape)
 
     def in_evaluation(self) -> Tensor:
         """The same call with the running statistics. Raises ``UserError`` where there are none."""
         if self.running[0] is None:
-            raise UserError(
-                "A batch norm without running statistics cannot be explained with `statistics: running`; "
-                "use `constant`, or build it with track_running_stats=True."
-            )
+            raise no_running_statistics()
         return F.batch_norm(self.input, *self.running, *self.parameters, False, 0.0, self.eps)
 
 

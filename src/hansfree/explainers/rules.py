@@ -278,17 +278,14 @@ def _batch_norm(
     call = rules.call
     running = None if running_mean is None or running_var is None else (running_mean, running_var)
     if training and call.statistics != "running":
-        mean, var = _batch_statistics(input)
-        scale, shift = _scale_and_shift(mean, var, weight, bias, eps)
+        mean, var = batch_statistics(input)
+        scale, shift = scale_and_shift(mean, var, weight, bias, eps)
     elif running is not None:
-        mean, var = _batch_statistics(input.detach()) if training else running
+        mean, var = batch_statistics(input.detach()) if training else running
         # Copies, because the graph remembers them and the next batch in training mode changes the buffers in place.
-        scale, shift = _scale_and_shift(running[0].clone(), running[1].clone(), weight, bias, eps)
+        scale, shift = scale_and_shift(running[0].clone(), running[1].clone(), weight, bias, eps)
     else:
-        raise UserError(
-            "A batch norm without running statistics cannot be explained with `statistics: running`; "
-            "use `constant`, or build it with track_running_stats=True."
-        )
+        raise no_running_statistics()
     if training and running is not None:
         count = input.numel() // input.shape[1]
         kept = mean.detach(), var.detach() * (count / (count - 1))
@@ -296,12 +293,21 @@ def _batch_norm(
     shape = [1, -1] + [1] * (input.ndim - 2)
     passed = None
     if training and call.factors == "constant" and call.statistics == "constant":
-        passed = _scale_and_shift(mean.detach(), var.detach(), weight, bias, eps)[0].view(shape)
+        passed = scale_and_shift(mean.detach(), var.detach(), weight, bias, eps)[0].view(shape)
     y = HeldAffine.apply(call, call.held, _normed(rules, input), scale.view(shape), shift.view(shape), passed)
     return rules.end_of_layer(y)
 
 
-def _batch_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+def no_running_statistics() -> UserError:
+    """The refusal of a batch norm that has none where they were asked for."""
+    return UserError(
+        "A batch norm without running statistics cannot be explained with `statistics: running`; "
+        "use `constant`, or build it with track_running_stats=True."
+    )
+
+
+def batch_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of each channel. Raises ``UserError`` where a channel has one value."""
     if x.numel() == x.shape[1]:
         raise UserError(
             f"Batch norm in training mode needs more than one value per channel, but its input has shape "
@@ -311,9 +317,10 @@ def _batch_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     return mean, var
 
 
-def _scale_and_shift(
+def scale_and_shift(
     mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor]:
+    """Batch norm as x * scale + shift, per channel."""
     scale = torch.rsqrt(var + eps)
     scale = scale if weight is None else weight * scale
     return scale, -mean * scale if bias is None else torch.addcmul(bias, mean, scale, value=-1)
