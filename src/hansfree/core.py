@@ -29,6 +29,9 @@ Target = Int[Tensor, "b"] | Int[Tensor, "b k"] | Callable[[Float[Tensor, "b clas
 TRAINING_SPLITS = ("train", "valid")
 TEST_SPLITS = ("iid", "ood", "shift")
 
+UNKNOWN = -1
+"""The label of a sample that has none: one of unrelated data, or a mixture of images."""
+
 
 @dataclass(frozen=True)
 class Tokens:
@@ -77,7 +80,9 @@ class Batch:
     clean: Float[Tensor, "b c h w"] | None = None
     """The scene as an unbiased teacher sees it, pixel-aligned with ``input``."""
     view: Float[Tensor, "b 2 3"] | None = None
-    """The geometric augmentation that made ``input``: replays stored maps."""
+    """The geometric augmentation that made ``input``: replays stored maps, by ``augmentation.apply_view``."""
+    mixed: Float[Tensor, "b"] | None = None
+    """Share of each sample's own image where others were mixed in: nothing stored can be replayed, no label holds."""
 
     def __len__(self) -> int:
         return len(self.index)
