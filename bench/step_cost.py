@@ -16,8 +16,8 @@ import torch
 from hansfree.config import merge, parse
 from hansfree.core import Teacher
 from hansfree.parts import RunConfig, make_benchmark, make_method, make_model, teacher_config
+from hansfree.plan import plan, read_suite
 from hansfree.runs import read_yaml
-from hansfree.suite import expanded, read_suite
 from hansfree.training import make_optimiser
 
 
@@ -30,13 +30,13 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     suite = read_suite(read_yaml(given.config))
     steppers = {}
-    for name, changes in expanded(suite).items():
-        config = parse(RunConfig, merge(suite.base, changes))
+    for one in plan(suite):
+        config = parse(RunConfig, merge(suite.base, one.changes))
         benchmark = make_benchmark(config)
         teacher = Teacher.live(make_model(teacher_config(config).model, benchmark)) if config.teacher else None
         method = make_method(config, benchmark, teacher)
         parameters = {"all": tuple(p for p in method.parameters() if p.requires_grad)}
-        steppers[name] = (method, make_optimiser(parameters, config.training), parameters["all"], config.training)
+        steppers[one.name] = (method, make_optimiser(parameters, config.training), parameters["all"], config.training)
     split = benchmark.split("train")
     times: dict[str, list[float]] = {name: [] for name in steppers}
     for round in range(given.steps + 5):

@@ -104,9 +104,10 @@ def suite_command(
 ) -> None:
     """Run methods x seeds and compare them; run it again to go on after an interruption."""
     from hansfree.config import apply_overrides
+    from hansfree.plan import read_suite
     from hansfree.report import tables
     from hansfree.runs import SuiteFolder, read_results, read_yaml
-    from hansfree.suite import cells_of, check_variants, read_suite, run_suite
+    from hansfree.suite import cells_of, check_variants, run_suite
 
     section = apply_overrides(read_yaml(config), _with_precision(settings, precision))
     if "variants" not in section:

@@ -253,6 +253,8 @@ def rows_of(
         return {**common, "model": model, **place, "value": value, "selection": rule}
 
     rows = [row("student", "valid", "loss", validation["loss"])]
+    if "ood_val" in validation:
+        rows.append(row("student", "valid_ood", "acc", validation["ood_val"]))
     for (model, split), predictions in judged.items():
         rows += [row(model, split, metric, value) for metric, value in measure(predictions).items()]
         seen = {g: v for g, v in group_accuracies(predictions).items() if g in predictions.training_groups}

@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing import connection, get_context
@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
 
-from hansfree.config import Schema, Section, merge, parse
-from hansfree.errors import RunError, UserError, nearest
+from hansfree.config import Section, merge, parse
+from hansfree.errors import RunError, UserError
 from hansfree.experiment import check, run
 from hansfree.parts import NotGivenError, RunConfig, TeacherConfig, needs_of, teacher_config
+from hansfree.plan import Planned, SuiteConfig, chosen_of, curves, grids, plan, reference_under
 from hansfree.report import build_report
 from hansfree.runs import RunFolder, SuiteFolder, read_results, write_json
 
@@ -31,33 +31,21 @@ Outcome = tuple[Literal["done", "failed", "n/a"], str | None]
 """How a cell ended, and why where it did not end well; "n/a": its method needs what its benchmark does not give."""
 
 
-class SuiteConfig(Schema):
-    """Named variants times seeds. Every other key of the file is a run's, shared by all variants."""
-
-    name: str
-    title: str | None = None
-    description: str | None = None
-    seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
-    reference: str | None = None
-    """The variant that the others are compared with, seed by seed."""
-    variants: dict[str, Section] = Field(min_length=1)
-    """What differs from the shared settings; keys may be dotted. ``grid: {training.lr: [0.01, 0.03]}`` tries each."""
-    within: float = Field(default=0.1, ge=0)
-    """A grid's setting is admitted if its validation accuracy is at most this far below the teacher's."""
-    base: Section
-    """The shared settings."""
-
-
 @dataclass(frozen=True)
 class Cell:
-    """One variant with one seed."""
+    """One planned variant with one seed."""
 
-    variant: str
+    planned: Planned
     seed: int
     config: RunConfig
     folder: RunFolder
     teacher: RunConfig | None = None
     """The run that trains its teacher first, where the config says so."""
+
+    @property
+    def variant(self) -> str:
+        """Its name in tables and folders."""
+        return self.planned.name
 
     @property
     def label(self) -> str:
@@ -69,59 +57,16 @@ Watch = Callable[[str, int, int, Mapping[str, tuple[int, int]]], None]
 """Told the phase, cells done, cells in all, and (step, steps) of what is running."""
 
 
-def read_suite(config: Section) -> SuiteConfig:
-    """The suite in a config file's mapping."""
-    own = {name for name in SuiteConfig.model_fields if name != "base"}
-    known = own | set(RunConfig.model_fields)
-    for key in config:
-        if key not in known:
-            raise UserError(f"The suite has no setting {key!r}; {nearest(key, known)}")
-    shared = {key: value for key, value in config.items() if key not in own}
-    suite = parse(SuiteConfig, {**{k: v for k, v in config.items() if k in own}, "base": shared}, "the suite")
-    if suite.reference is not None and suite.reference not in expanded(suite):
-        raise UserError(
-            f"The suite's reference {suite.reference!r} is no variant; {nearest(suite.reference, expanded(suite))}"
-        )
-    return suite
-
-
-def expanded(suite: SuiteConfig) -> dict[str, Section]:
-    """The variants with every grid written out: ``lrp`` over two learning rates is ``lrp lr=0.01``, ``lrp lr=0.03``."""
-    result: dict[str, Section] = {}
-    for name, variant in suite.variants.items():
-        rest = {key: value for key, value in variant.items() if key != "grid"}
-        if "grid" not in variant:
-            result[name] = rest
-            continue
-        key, values = grid_of(name, variant)
-        for value in values:
-            title = f"{rest.get('title', name)}, {key.rpartition('.')[2]} {value}"
-            result[grid_name(name, key, value)] = {**rest, "title": title, key: value}
-    return result
-
-
-def grid_of(name: str, variant: Section) -> tuple[str, list[Any]]:
-    """The dotted key and the values of a variant's grid."""
-    grid = variant["grid"]
-    if not isinstance(grid, dict) or len(grid) != 1 or not all(isinstance(v, list) and v for v in grid.values()):
-        raise UserError(f"variants.{name}.grid must name one key and a list of values: {{training.lr: [0.01, 0.03]}}.")
-    return next(iter(grid.items()))
-
-
-def grid_name(name: str, key: str, value: Any) -> str:
-    """The name of one setting's variant."""
-    return f"{name} {key.rpartition('.')[2]}={value}"
-
-
 def cells_of(suite: SuiteConfig, folder: SuiteFolder) -> list[Cell]:
-    """Every variant with every seed, checked; seeds in the outer loop, so that a first whole round comes early."""
-    cells = []
-    for seed in suite.seeds:
-        for variant, changes in expanded(suite).items():
-            section = merge(suite.base, changes) | {"name": suite.name, "variant": variant, "seed": seed}
-            config = parse(RunConfig, section, f"variant {variant!r}")
-            cells.append(Cell(variant, seed, config, folder.run(variant, seed), _recipe(suite, changes, seed)))
-    return cells
+    """Everything planned with every seed, checked; seeds in the outer loop, so that a first whole round comes early."""
+    planned = plan(suite)
+    return [_cell(suite, one, seed, folder) for seed in suite.seeds for one in planned]
+
+
+def _cell(suite: SuiteConfig, one: Planned, seed: int, folder: SuiteFolder) -> Cell:
+    names = {"name": suite.name, "variant": one.name, "title": one.title, "seed": seed}
+    config = parse(RunConfig, merge(suite.base, one.changes) | names, f"variant {one.name!r}")
+    return Cell(one, seed, config, folder.run(one.name, seed), _recipe(suite, one.changes, seed))
 
 
 def _recipe(suite: SuiteConfig, changes: Section, seed: int) -> RunConfig | None:
@@ -146,6 +91,7 @@ def run_suite(
 ) -> SuiteFolder:
     """Run what is not done yet, gather results.json, write the tables and the report.
 
+    Where only some seeds tune, they run first, with all settings of every grid, and the others run what was chosen.
     Raises ``UserError`` for mistakes in any variant, before anything is trained. A variant whose benchmark does not
     give what its method needs is no mistake: it is left out, and the tables say why.
     """
@@ -154,10 +100,20 @@ def run_suite(
     folder = SuiteFolder.create(out, suite.model_dump(), resume=True)
     able = train_teachers([c for c in cells if c.variant not in not_given], folder, device=device, watch=watch)
     jobs = jobs or default_jobs(len(able))
-    outcomes = {"local": run_locally, "ray": run_on_ray}[on](able, jobs, device, watch)
-    outcomes |= {cell.label: ("n/a", not_given[cell.variant]) for cell in cells if cell.variant in not_given}
     ready = {cell.label: cell for cell in able}
-    gather(suite, [ready.get(cell.label, cell) for cell in cells], outcomes, folder)
+    cells = [ready.get(cell.label, cell) for cell in cells]
+    outcomes: dict[str, Outcome] = {
+        cell.label: ("n/a", not_given[cell.variant]) for cell in cells if cell.variant in not_given
+    }
+    run_cells = {"local": run_locally, "ray": run_on_ray}[on]
+    first = [cell for cell in cells if not cell.planned.setting or cell.seed in suite.tuned_on]
+    outcomes |= run_cells([cell for cell in first if cell.label not in outcomes], jobs, device, watch)
+    if suite.tuning_seeds is not None:
+        chosen = set(chosen_of(gather(suite, first, outcomes, folder)["suite"]["grids"]).values())
+        shown = [cell for cell in cells if cell in first or cell.variant in chosen]
+        outcomes |= run_cells([cell for cell in shown if cell.label not in not_given], jobs, device, watch)
+        cells = shown
+    write_json(folder.results, gather(suite, cells, outcomes, folder))
     build_report(folder.path)
     return folder
 
@@ -167,15 +123,18 @@ def check_variants(cells: list[Cell]) -> dict[str, str]:
 
     Returns, for each variant that needs what its benchmark does not give, the reason.
     """
+    built: dict[str, str | None] = {}
     not_given: dict[str, str] = {}
     for variant, cell in {cell.variant: cell for cell in cells}.items():
+        parts = cell.config.model_dump_json(exclude={"variant", "title", "seed", "training"})
         try:
-            if cell.teacher is not None:
-                check(cell.teacher)
-            reason = _not_given(cell.config)
+            if parts not in built:
+                if cell.teacher is not None:
+                    check(cell.teacher)
+                built[parts] = _not_given(cell.config)
         except UserError as error:
             raise UserError(f"Variant {variant!r}: {error}") from error
-        if reason is not None:
+        if (reason := built[parts]) is not None:
             not_given[variant] = reason
     return not_given
 
@@ -214,8 +173,11 @@ def train_teachers(cells: list[Cell], folder: SuiteFolder, *, device: str | None
 
 
 def _teacher_place(cell: Cell, source: TeacherConfig, folder: SuiteFolder, taken: Iterable[Path]) -> Path:
-    """teacher/, or teacher-VARIANT/ for a variant with a recipe of its own; seed-N/ inside where each seed has one."""
-    for base in (folder.teacher.path, folder.teacher.path.with_name(f"teacher-{cell.folder.path.parent.name}")):
+    """teacher/, or for recipes of their own teacher-CONDITION/ and teacher-VARIANT/; seed-N/ inside where each seed has
+    one."""
+    names = ["teacher", *([f"teacher-{cell.planned.condition}"] if cell.planned.condition else [])]
+    for name in (*names, f"teacher-{cell.folder.path.parent.name}"):
+        base = folder.path / name
         place = base / f"seed-{cell.seed}" if source.seed == "each" else base
         if place not in taken:
             return place
@@ -376,27 +338,31 @@ def run_on_ray(cells: list[Cell], jobs: int, device: str | None, watch: Watch) -
 # Gathering ----------------------------------------------------------------------------------------------------
 
 
-def gather(suite: SuiteConfig, cells: list[Cell], outcomes: Mapping[str, Outcome], folder: SuiteFolder) -> None:
-    """Write results.json: the rows of every finished cell, the teacher's once."""
+def gather(
+    suite: SuiteConfig, cells: list[Cell], outcomes: Mapping[str, Outcome], folder: SuiteFolder
+) -> dict[str, Any]:
+    """What results.json holds: the rows of every finished cell, each teacher's once, and what was chosen."""
     rows: list[dict[str, Any]] = []
     described: list[dict[str, Any]] = []
-    teachers: set[str | None] = set()
+    teachers: set[str] = set()
     first: dict[str, Any] = {}
     for cell in cells:
         status, error = outcomes[cell.label]
+        about = {"condition": cell.planned.condition, "family": cell.planned.family}
         if status != "done":
-            described.append(_without_results(cell, status, error, folder))
+            described.append(_without_results(cell, status, error, folder) | about)
             continue
         results = read_results(cell.folder.results)
         first = first or results
-        described += [{**c, "folder": str(cell.folder.path.relative_to(folder.path))} for c in results["cells"]]
+        about |= {"folder": str(cell.folder.path.relative_to(folder.path)), "teacher": _teacher_name(cell, folder)}
+        described += [{**cell_of_run, **about} for cell_of_run in results["cells"]]
         rows += [row for row in results["rows"] if row["model"] != "teacher"]
-        source = cell.config.teacher
-        if source is not None and source.path not in teachers:
-            theirs = [row for row in results["rows"] if row["model"] == "teacher"]
-            rows += [{**row, **_of_teacher(cell, source.path, folder)} for row in theirs]
-            teachers |= {source.path} if theirs else set()
-    results = {
+        theirs = [row for row in results["rows"] if row["model"] == "teacher"]
+        path = "" if cell.config.teacher is None else str(cell.config.teacher.path)
+        if theirs and path not in teachers:
+            rows += [{**row, **_of_teacher(cell, folder)} for row in theirs]
+            teachers.add(path)
+    return {
         "schema": 1,
         "environment": first.get("environment", {}),
         "config": suite.model_dump(),
@@ -407,22 +373,48 @@ def gather(suite: SuiteConfig, cells: list[Cell], outcomes: Mapping[str, Outcome
             "name": suite.name,
             "title": suite.title,
             "description": suite.description,
-            "reference": suite.reference,
             "seeds": list(suite.seeds),
-            "grids": list(grids(suite, rows, {cell["variant"] for cell in described if cell["status"] == "n/a"})),
-            "curves": list(curves(suite)),
+            **_choices(suite, rows, described),
         },
     }
-    write_json(folder.results, results)
 
 
-def _of_teacher(cell: Cell, path: str | None, folder: SuiteFolder) -> dict[str, Any]:
+def _choices(suite: SuiteConfig, rows: list[dict[str, Any]], cells: list[dict[str, Any]]) -> dict[str, Any]:
+    """The grids with what was chosen, and what each condition's variants are compared with."""
+    able = {cell["variant"]: cell for cell in cells if cell["status"] != "n/a"}
+    planned = plan(suite)
+    possible = [one for one in planned if one.name in able]
+    rules = {name: cell["selection"] for name, cell in able.items() if cell["selection"]}
+    teachers = {name: cell["teacher"] for name, cell in able.items() if cell.get("teacher")}
+    found = list(grids(suite, possible, rows, rules, teachers))
+    references = {
+        condition: reference_under(suite, planned, condition, chosen_of(found))
+        for condition in suite.conditions or [None]
+    }
+    return {
+        "reference": references.get(None),
+        "conditions": [
+            {"name": name, "title": suite.conditions[name].get("title", name), "reference": references[name]}
+            for name in suite.conditions
+        ],
+        "grids": found,
+        "curves": list(curves(possible)),
+    }
+
+
+def _teacher_name(cell: Cell, folder: SuiteFolder) -> str:
+    """What the rows of a cell's teacher are filed under."""
+    path = None if cell.config.teacher is None else cell.config.teacher.path
+    inside = path is not None and Path(path).is_relative_to(folder.path)
+    return Path(path).relative_to(folder.path).parts[0] if path is not None and inside else "teacher"
+
+
+def _of_teacher(cell: Cell, folder: SuiteFolder) -> dict[str, Any]:
     """What a teacher's row says of itself in place of the student's variant, method and seed."""
-    name, seed = "teacher", 0
+    path, seed = None if cell.config.teacher is None else cell.config.teacher.path, 0
     if path is not None and Path(path).is_relative_to(folder.path):
-        recipe = read_results(Path(path).with_name("results.json"))["cells"][0]
-        name, seed = Path(path).relative_to(folder.path).parts[0], recipe["seed"]
-    return {"variant": name, "method": None, "explainer": None, "seed": seed, "selection": None}
+        seed = read_results(Path(path).with_name("results.json"))["cells"][0]["seed"]
+    return {"variant": _teacher_name(cell, folder), "method": None, "explainer": None, "seed": seed, "selection": None}
 
 
 def _without_results(cell: Cell, status: str, error: str | None, folder: SuiteFolder) -> dict[str, Any]:
@@ -442,57 +434,3 @@ def _without_results(cell: Cell, status: str, error: str | None, folder: SuiteFo
         "steps": None,
         "time": {},
     }
-
-
-def grids(suite: SuiteConfig, rows: list[dict[str, Any]], not_given: Collection[str] = ()) -> Iterator[dict[str, Any]]:
-    """Each grid with its choice: the lowest validation loss among settings accurate enough on validation data.
-
-    A grid of variants that are all ``not_given`` has nothing to choose from and is left out.
-    """
-    teacher = _mean(rows, "teacher", "acc")  # the suite's main teacher
-    for name, variant in suite.variants.items():
-        if "grid" not in variant:
-            continue
-        key, values = grid_of(name, variant)
-        if all(grid_name(name, key, value) in not_given for value in values):
-            continue
-        settings = []
-        for value in values:
-            cell = grid_name(name, key, value)
-            loss, acc = _mean(rows, cell, "loss", len(suite.seeds)), _mean(rows, cell, "acc", len(suite.seeds))
-            admitted = acc is not None and (teacher is None or acc >= teacher - suite.within)
-            settings.append(
-                {"variant": cell, "value": value, "valid_loss": loss, "valid_acc": acc, "admitted": admitted}
-            )
-        best = min((s["valid_loss"] for s in settings if s["admitted"]), default=None)
-        yield {
-            "method": variant.get("title", name),
-            "key": key,
-            "rule": "the lowest validation loss of the method's own among settings that finished for every seed and "
-            f"whose validation accuracy is at most {100 * suite.within:g} points below the teacher's, means over "
-            "seeds; nothing else was looked at",
-            "settings": [{**s, "chosen": s["admitted"] and s["valid_loss"] == best} for s in settings],
-        }
-
-
-def curves(suite: SuiteConfig) -> Iterator[dict[str, Any]]:
-    """Shift accuracy against the setting that a grid varies, one picture per key."""
-    series: dict[str, dict[str, list[list[Any]]]] = {}
-    for name, variant in suite.variants.items():
-        if "grid" in variant:
-            key, values = grid_of(name, variant)
-            if all(isinstance(value, int | float) for value in values):
-                points = [[grid_name(name, key, value), value] for value in values]
-                series.setdefault(key, {})[variant.get("title", name)] = points
-    for key, lines in series.items():
-        title = f"Shift accuracy against {_WORDS.get(key, key)}"
-        yield {"title": title, "key": key, "metric": "acc", "split": "shift", "series": lines}
-
-
-_WORDS = {"training.lr": "learning rate", "training.epochs": "epochs", "training.steps": "steps"}
-
-
-def _mean(rows: list[dict[str, Any]], variant: str, metric: str, at_least: int = 1) -> float | None:
-    wanted = {"variant": variant, "metric": metric, "split": "valid", "group": None}
-    values = [row["value"] for row in rows if all(row[key] == value for key, value in wanted.items())]
-    return sum(values) / len(values) if len(values) >= at_least else None

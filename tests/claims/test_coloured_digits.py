@@ -8,8 +8,9 @@ import torch
 from hansfree.benchmarks import BENCHMARKS
 from hansfree.explainers import EXPLAINERS
 from hansfree.models import load_model
+from hansfree.plan import read_suite
 from hansfree.runs import read_results, read_yaml
-from hansfree.suite import read_suite, run_suite
+from hansfree.suite import run_suite
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 

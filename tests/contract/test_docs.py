@@ -15,8 +15,9 @@ from typer.main import get_command
 
 from hansfree import cli
 from hansfree.listing import method_cards
+from hansfree.plan import read_suite
 from hansfree.runs import SuiteFolder
-from hansfree.suite import cells_of, read_suite
+from hansfree.suite import cells_of
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"

@@ -11,8 +11,9 @@ from hansfree.core import Batch, Benchmark, InputSpec, Method, Split
 from hansfree.errors import UserError
 from hansfree.experiment import check
 from hansfree.parts import NotGivenError, RunConfig, check_needs, make_method, needs_of
+from hansfree.plan import read_suite
 from hansfree.runs import read_results
-from hansfree.suite import read_suite, run_cell, run_suite
+from hansfree.suite import run_cell, run_suite
 
 HERE = "test_needs_parts"
 PARTS = """

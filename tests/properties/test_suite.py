@@ -12,8 +12,9 @@ import pytest
 import yaml
 
 from hansfree.errors import UserError
+from hansfree.plan import curves, grids, plan, read_suite
 from hansfree.runs import SuiteFolder, read_results
-from hansfree.suite import cells_of, curves, expanded, grids, read_suite, run_suite
+from hansfree.suite import cells_of, run_suite
 
 
 def small(**changes):
@@ -94,25 +95,96 @@ def test_a_process_that_dies_takes_only_its_cell_along(tmp_path, monkeypatch):
     assert status["erm"]["status"] == "done"
 
 
-def test_grids_become_variants_and_are_chosen_on_validation_data_alone():
-    variants = {"erm": {"method": {"name": "erm"}, "grid": {"training.lr": [0.1, 0.2, 0.3]}}}
-    suite = read_suite(small(variants=variants, reference=None, seeds=[0]))
-    assert list(expanded(suite)) == ["erm lr=0.1", "erm lr=0.2", "erm lr=0.3"]
-    assert [cell.config.training.lr for cell in cells_of(suite, SuiteFolder(Path("x")))] == [0.1, 0.2, 0.3]
+def row(variant, metric, value, split="valid", seed=0):
+    return {"variant": variant, "metric": metric, "value": value, "split": split, "group": None, "seed": seed}
 
-    def row(variant, metric, value, split="valid"):
-        return {"variant": variant, "metric": metric, "value": value, "split": split, "group": None}
 
+def rows_of_rates(losses_and_accuracies):
     rows = [row("teacher", "acc", 0.9)]
-    for lr, loss, acc in ((0.1, 0.5, 0.79), (0.2, 0.7, 0.81), (0.3, 0.9, 0.95)):
+    for lr, (loss, acc) in losses_and_accuracies.items():
         rows += [row(f"erm lr={lr}", "loss", loss), row(f"erm lr={lr}", "acc", acc)]
         rows += [row(f"erm lr={lr}", "acc", 1.0 if lr == 0.3 else 0.0, split="shift")]
-    (grid,) = grids(suite, rows)
-    assert [(s["admitted"], s["chosen"]) for s in grid["settings"]] == [(False, False), (True, True), (True, False)]
-    (grid,) = grids(suite.model_copy(update={"seeds": (0, 1)}), rows)
-    assert not any(s["admitted"] for s in grid["settings"]), "a seed is missing"
-    (curve,) = curves(suite)
+    return rows
+
+
+def three_rates(**changes):
+    variants = {"erm": {"method": {"name": "erm"}, "grid": {"training.lr": [0.1, 0.2, 0.3]}}}
+    return read_suite(small(**{"variants": variants, "reference": None, "seeds": [0]} | changes))
+
+
+def chosen(suite, rows, rule="iid_val_loss"):
+    (grid,) = grids(suite, plan(suite), rows, dict.fromkeys((one.name for one in plan(suite)), rule), {})
+    return [(s["admitted"], s["chosen"]) for s in grid["settings"]]
+
+
+def test_grids_become_variants_and_are_chosen_on_validation_data_alone():
+    suite = three_rates()
+    assert [one.name for one in plan(suite)] == ["erm lr=0.1", "erm lr=0.2", "erm lr=0.3"]
+    assert [cell.config.training.lr for cell in cells_of(suite, SuiteFolder(Path("x")))] == [0.1, 0.2, 0.3]
+    rows = rows_of_rates({0.1: (0.5, 0.79), 0.2: (0.7, 0.81), 0.3: (0.9, 0.95)})
+    assert chosen(suite, rows) == [(False, False), (True, True), (True, False)]
+    assert chosen(suite, rows, "iid_val") == [(False, False), (True, False), (True, True)]
+    two = suite.model_copy(update={"seeds": (0, 1)})
+    assert not any(admitted for admitted, _ in chosen(two, rows)), "a seed is missing"
+    tuned = two.model_copy(update={"tuning_seeds": (0,)})
+    later = [row("erm lr=0.1", "loss", 0.0, seed=1), row("erm lr=0.1", "acc", 1.0, seed=1)]
+    assert chosen(tuned, rows + later) == chosen(suite, rows), "a later seed must not choose"
+    (curve,) = curves(plan(suite))
     assert curve["series"]["erm"] == [["erm lr=0.1", 0.1], ["erm lr=0.2", 0.2], ["erm lr=0.3", 0.3]]
+
+
+def test_where_no_setting_is_accurate_enough_the_most_accurate_is_shown():
+    rows = rows_of_rates({0.1: (0.1, 0.3), 0.2: (0.2, 0.5), 0.3: (0.3, 0.4)})
+    assert chosen(three_rates(), rows) == [(False, False), (False, True), (False, False)]
+
+
+def test_the_rule_of_a_variant_chooses_its_setting_where_it_looks():
+    rows = rows_of_rates({0.1: (0.1, 0.9), 0.2: (0.2, 0.9), 0.3: (0.3, 0.9)})
+    rows += [row("erm lr=0.1", "acc", 0.2, "valid_ood"), row("erm lr=0.3", "acc", 0.4, "valid_ood")]
+    assert chosen(three_rates(), rows, "ood_val") == [(True, False), (True, False), (True, True)]
+    assert chosen(three_rates(), rows, "iid_val") == [(True, True), (True, False), (True, False)], "the lower loss"
+
+
+def test_a_grid_of_two_keys_tries_every_combination():
+    grid = {"training.lr": [0.1, 0.2], "method.epsilon": [0.0, 0.5]}
+    variants = {"smooth": {"method": {"name": "label-smoothing"}, "grid": grid}}
+    cells = cells_of(three_rates(variants=variants), SuiteFolder(Path("x")))
+    assert [(c.variant, c.config.training.lr, c.config.method["epsilon"]) for c in cells][1:3] == [
+        ("smooth lr=0.1 epsilon=0.5", 0.1, 0.5),
+        ("smooth lr=0.2 epsilon=0.0", 0.2, 0.0),
+    ]
+
+
+def test_conditions_change_every_variant_and_have_the_last_word():
+    conditions = {"short": {"title": "One epoch", "training.epochs": 1}, "long": {"training.epochs": 2}}
+    variants = {
+        "erm": {"method": {"name": "erm"}, "training.epochs": 9},
+        "smooth": {"method": {"name": "label-smoothing"}, "conditions": ["long"]},
+    }
+    suite = three_rates(variants=variants, conditions=conditions, reference="erm")
+    cells = cells_of(suite, SuiteFolder(Path("x")))
+    assert [(c.variant, c.config.title, c.config.training.epochs) for c in cells] == [
+        ("erm @ short", "erm, One epoch", 1),
+        ("erm @ long", "erm, long", 2),
+        ("smooth @ long", "smooth, long", 2),
+    ]
+
+
+def test_tuning_seeds_try_every_setting_and_the_others_the_chosen_one(tmp_path):
+    variants = {
+        "erm": {"method": {"name": "erm"}, "grid": {"training.lr": [0.0001, 0.02]}},
+        "output": {"method": {"name": "output-distillation"}},
+    }
+    suite = read_suite(small(variants=variants, reference="erm", tuning_seeds=[0], within=1.0))
+    folder = run_suite(suite, tmp_path / "suite", jobs=1)
+    results = read_results(folder.results)
+    (grid,) = results["suite"]["grids"]
+    best = next(setting["variant"] for setting in grid["settings"] if setting["chosen"])
+    runs = sorted((cell["variant"], cell["seed"]) for cell in results["cells"])
+    other = ({"erm lr=0.0001", "erm lr=0.02"} - {best}).pop()
+    assert runs == sorted([(best, 0), (best, 1), (other, 0), ("output", 0), ("output", 1)])
+    assert results["suite"]["reference"] == best
+    assert all(cell["status"] == "done" for cell in results["cells"])
 
 
 @pytest.mark.parametrize(
@@ -123,6 +195,8 @@ def test_grids_become_variants_and_are_chosen_on_validation_data_alone():
         ({"variants": {"a": {"method": {"name": "erm"}, "grid": {"training.lr": 3}}}, "reference": None}, "grid"),
         ({"variants": {"a": {"method": {"name": "erm"}, "training.lrr": 3}}, "reference": None}, "'lr'"),
         ({"seeds": []}, "seeds"),
+        ({"tuning_seeds": [7]}, "some of the seeds"),
+        ({"variants": {"erm": {"method": {"name": "erm"}, "conditions": ["x"]}}}, "no condition"),
     ],
 )
 def test_mistakes_show_before_anything_is_trained(tmp_path, changes, said):

@@ -283,9 +283,11 @@ class Page:
 
     def _own_warnings(self) -> Iterator[Notice]:
         for grid in self.grids:
-            if not any(setting["chosen"] for setting in grid["settings"]):
+            if not any(setting["admitted"] for setting in grid["settings"]):
                 yield Notice(
-                    grid["method"], "no setting that was tried meets the rule, so the comparison shows none of them."
+                    grid["method"],
+                    "no setting that was tried is as accurate on validation data as the rule asks; the comparison shows "
+                    "the most accurate one, where there is one.",
                 )
         for variant in self._mismatched:
             yield Notice(
