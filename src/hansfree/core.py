@@ -83,6 +83,8 @@ class Batch:
     """The geometric augmentation that made ``input``: replays stored maps, by ``augmentation.apply_view``."""
     mixed: Float[Tensor, "b"] | None = None
     """Share of each sample's own image where others were mixed in: nothing stored can be replayed, no label holds."""
+    split: str | None = None
+    """The split whose samples ``index`` counts, where a store has marked it: see :mod:`hansfree.store`."""
 
     def __len__(self) -> int:
         return len(self.index)
@@ -275,13 +277,64 @@ class Answer(NamedTuple):
 
 
 TeacherInput = Literal["input", "clean", "noise", "mean", "black", "recombine"]
-"""Which image a teacher gets: see :class:`Teacher`."""
+"""Which image a teacher gets: see :class:`LiveTeacher`."""
+
+
+class Teacher(ABC):
+    """Whom a method asks: a frozen value, never a submodule, never saved with the student.
+
+    :meth:`live` computes its answers; :class:`hansfree.store.StoredTeacher` reads them.
+    """
+
+    model: nn.Module
+    """The network. Raises ``UserError`` where only its answers are at hand."""
+    sees: TeacherInput
+
+    @staticmethod
+    def live(model: nn.Module, sees: TeacherInput = "input") -> "LiveTeacher":
+        """A teacher that computes its answers; ``model`` is frozen and put in eval mode for good."""
+        if sees not in get_args(TeacherInput):
+            raise unknown("teacher input", sees, get_args(TeacherInput))
+        return LiveTeacher(model.eval().requires_grad_(False), sees)
+
+    @property
+    def head(self) -> nn.Module:
+        """What shows the last layer: the network, or that layer alone. Raises ``UserError`` where neither is there."""
+        return self.model
+
+    @abstractmethod
+    def view(self, batch: Batch) -> Float[Tensor, "b c h w"]:
+        """What the network sees of ``batch``. Raises ``UserError`` where only its answers are at hand."""
+
+    @abstractmethod
+    def logits(self, batch: Batch) -> Tensor:
+        """Logits [b, classes] alone."""
+
+    @abstractmethod
+    def answer(self, batch: Batch, explainer: Explainer, rule: TargetRule, draws: Draws) -> Answer:
+        """Logits, the class that ``rule`` chooses from them, and the map of that class."""
+
+    def drawing(self, draws: Callable[[Drawer, Batch], Draws]) -> "Teacher":
+        """The same teacher with what chance decides in its own view taken from ``draws``."""
+        return self
+
+    def answerable(self, source: Drawer, draws: Draws) -> Draws:
+        """The draws of ``source`` nearest to ``draws`` that this teacher can answer."""
+        return draws
+
+    def lacks(self, split: str, explainer: Explainer | None = None) -> str | None:
+        """Why it cannot answer for that split, or with that explainer's maps, in one sentence; None: it can."""
+        return None
+
+    @abstractmethod
+    def place(self, device: torch.device | str) -> None:
+        """Move what it computes with to ``device``."""
 
 
 @final
 @dataclass(frozen=True)
-class Teacher(Drawer):
-    """A frozen value, never a submodule: eval mode, no gradients, never saved with the student.
+class LiveTeacher(Drawer, Teacher):
+    """A network that is asked anew each time, in eval mode and without gradients.
 
     ``sees`` says which image the teacher gets: the student's own ("input"), the benchmark's pixel-aligned unbiased
     twin ("clean"), or the student's own with what the first mask leaves out replaced: by uniform "noise" per pixel
@@ -292,17 +345,18 @@ class Teacher(Drawer):
     on the sample's index (a partner also on the batch).
     """
 
-    model: nn.Module
-    sees: TeacherInput = "input"
+    model: nn.Module  # pyright: ignore[reportIncompatibleVariableOverride]
+    sees: TeacherInput = "input"  # pyright: ignore[reportIncompatibleVariableOverride]
     drawn: "Callable[[Drawer, Batch], Draws] | None" = field(default=None, repr=False, compare=False)
     """Where its draws come from; None: from the samples' indices."""
 
-    @classmethod
-    def live(cls, model: nn.Module, sees: TeacherInput = "input") -> "Teacher":
-        """A teacher that computes its answers; ``model`` is frozen and put in eval mode for good."""
-        if sees not in get_args(TeacherInput):
-            raise unknown("teacher input", sees, get_args(TeacherInput))
-        return cls(model.eval().requires_grad_(False), sees)
+    def drawing(self, draws: Callable[[Drawer, Batch], Draws]) -> "LiveTeacher":
+        """The same teacher with its noise and partners taken from ``draws``."""
+        return dataclasses.replace(self, drawn=draws)
+
+    def place(self, device: torch.device | str) -> None:
+        """Move the network to ``device``."""
+        self.model.to(device)
 
     def draw(self, count: int, generator: torch.Generator | None = None) -> Draws:
         """``{"background"}``, whole numbers, [count], where chance plays a part in what the teacher sees."""
@@ -426,7 +480,7 @@ class Method(nn.Module, ABC):
         """The setup's teacher, with draws by :meth:`draws`. Raises ``UserError`` where there is none."""
         if self._setup.teacher is None:
             raise UserError(f"{type(self).__name__} was asked for its teacher, but the config names none.")
-        return dataclasses.replace(self._setup.teacher, drawn=self.draws)
+        return self._setup.teacher.drawing(self.draws)
 
     @abstractmethod
     def loss(self, batch: Batch) -> dict[str, Float[Tensor, ""]]:
@@ -455,11 +509,16 @@ class Method(nn.Module, ABC):
         """Move the method to ``device``, and its teacher with it: not being a submodule, it would stay behind."""
         self.to(device)
         if self._setup.teacher is not None:
-            self._setup.teacher.model.to(device)
+            self._setup.teacher.place(device)
 
     def draws(self, source: Drawer, batch: Batch) -> Draws:
-        """Random draws per sample while training, fixed ones by index otherwise, on the batch's device."""
+        """Random draws per sample while training, fixed ones by index otherwise, on the batch's device.
+
+        Teacher and student share them, so they are always such as the teacher can answer.
+        """
         drawn = source.draw(len(batch)) if self.training else source.fixed_draws(batch.index)
+        if self._setup.teacher is not None:
+            drawn = self._setup.teacher.answerable(source, drawn)
         return {name: values.to(batch.index.device) for name, values in drawn.items()}
 
 

@@ -119,7 +119,7 @@ def test_without_its_background_no_image_tells_its_cue(shortcut):
     benchmark = small(shortcut=shortcut)
     index = torch.arange(40)
     iid, shift = (benchmark.split(name).batch(index) for name in ("iid", "shift"))
-    views = [Teacher(torch.nn.Identity(), "black").view(batch) for batch in (iid, shift)]
+    views = [Teacher.live(torch.nn.Identity(), "black").view(batch) for batch in (iid, shift)]
     assert not torch.equal(iid.images, shift.images)
     assert ((views[0] - views[1]).abs() <= iid.mask * (1 - iid.mask) + 1e-6).all()
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from hansfree import backgrounds
-from hansfree.core import Batch, Teacher
+from hansfree.core import Batch, LiveTeacher, Teacher
 from hansfree.errors import UserError
 from hansfree.training import Training, fit
 
@@ -18,7 +18,7 @@ seeds = st.integers(0, 2**31 - 1)
 
 
 def teacher(sees, **more):
-    return Teacher(torch.nn.Identity(), sees, **more)
+    return LiveTeacher(torch.nn.Identity(), sees, **more)
 
 
 def batch_of(count=5, size=6, seed=0):

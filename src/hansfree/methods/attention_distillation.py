@@ -35,7 +35,7 @@ class AttentionDistillation(Method):
 
     def __init__(self, setup: Setup, *, last_layer: LastLayer = "copied", start: Start = "random") -> None:
         super().__init__(setup)
-        prepare_student(self.student, self.teacher.model, last_layer=last_layer, start=start)
+        prepare_student(self.student, self.teacher, last_layer=last_layer, start=start)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """``{"attention": eq. 6 on the attention maps}``."""

@@ -69,7 +69,7 @@ class DLDL(Method):
         self.rule = TopOrOther(top_probability)
         self.compare = Comparison(explainer, self.rule, distance, levels, match_absorbed)
         self.output_weight, self.temperature, self.clipping = output_weight, temperature, clipping
-        prepare_student(self.student, self.teacher.model, last_layer=last_layer, start=start)
+        prepare_student(self.student, self.teacher, last_layer=last_layer, start=start)
         self._last_layer().requires_grad_(True)
 
     def _last_layer(self) -> nn.Linear:

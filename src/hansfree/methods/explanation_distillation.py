@@ -105,7 +105,7 @@ class ExplanationDistillation(Method):
         self.rule = TopOrOther(top_probability)
         self.compare = Comparison(explainer, self.rule, distance, levels, match_absorbed)
         self.output_weight, self.temperature = output_weight, temperature
-        prepare_student(self.student, self.teacher.model, last_layer=last_layer, start=start)
+        prepare_student(self.student, self.teacher, last_layer=last_layer, start=start)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """``{"explanation": eq. 7}``, and ``"output": w T^2 KL`` where it has a weight."""

@@ -48,7 +48,7 @@ class GradCAMDistillation(Method):
         super().__init__(setup)
         self.rule = TopOrOther(top_probability)
         self.compare = Comparison(GradCAM(layer), self.rule, levels=1)
-        prepare_student(self.student, self.teacher.model, last_layer=last_layer, start=start)
+        prepare_student(self.student, self.teacher, last_layer=last_layer, start=start)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """``{"grad-cam": eq. 6 on the heatmaps}``."""

@@ -55,7 +55,7 @@ class OutputDistillation(Method):
         super().__init__(setup)
         check_temperature(temperature)
         self.temperature = temperature
-        prepare_student(self.student, self.teacher.model, last_layer=last_layer, start=start)
+        prepare_student(self.student, self.teacher, last_layer=last_layer, start=start)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """``{"output": T^2 KL}``."""

@@ -4,7 +4,7 @@ from typing import Literal
 
 from torch import nn
 
-from hansfree.core import Classifier
+from hansfree.core import Classifier, Teacher
 from hansfree.errors import UserError
 from hansfree.models import transplant_last_layer
 
@@ -12,14 +12,14 @@ LastLayer = Literal["copied", "free"]
 Start = Literal["random", "teacher"]
 
 
-def prepare_student(student: nn.Module, teacher: nn.Module, *, last_layer: LastLayer, start: Start) -> None:
+def prepare_student(student: nn.Module, teacher: Teacher, *, last_layer: LastLayer, start: Start) -> None:
     """Give the student the teacher's weights (``start: teacher``) and its frozen last layer (``copied``).
 
     Raises ``UserError`` where the two networks do not allow it.
     """
     if start == "teacher":
         try:
-            student.load_state_dict(teacher.state_dict())
+            student.load_state_dict(teacher.model.state_dict())
         except RuntimeError as error:
             raise UserError(
                 "method.start: teacher needs a student of the teacher's architecture; "
@@ -28,4 +28,4 @@ def prepare_student(student: nn.Module, teacher: nn.Module, *, last_layer: LastL
     if last_layer == "copied":
         if not isinstance(student, Classifier):
             raise UserError("method.last_layer: copied needs a student made by load_model; set last_layer: free.")
-        transplant_last_layer(student, teacher)
+        transplant_last_layer(student, teacher.head)

@@ -326,8 +326,11 @@ def transplant_last_layer(model: Classifier, teacher: nn.Module) -> None:
 
 
 def last_layer(model: nn.Module, role: str) -> nn.Linear:
-    """The linear layer that makes the logits. Raises ``UserError`` where the model does not show it."""
-    layer = model.get_classifier() if isinstance(model, Classifier) else None
+    """The linear layer that makes the logits, or ``model`` itself where it is that layer alone.
+
+    Raises ``UserError`` where the model does not show it.
+    """
+    layer = model.get_classifier() if isinstance(model, Classifier) else model
     if not isinstance(layer, nn.Linear):
         raise UserError(f"The {role}'s last layer is not a linear layer that could be copied; set last_layer: free.")
     return layer
