@@ -71,7 +71,7 @@ class Batch:
     input: Float[Tensor, "b c h w"] | Tokens
     label: Int[Tensor, "b"] | Float[Tensor, "b classes"]
     index: Int[Tensor, "b"]
-    """Position of each sample in its split: stores and per-sample methods remember by it."""
+    """Position of each sample in its split: per-sample methods remember by it."""
     bias: Int[Tensor, "b"] | None = None
     """The spurious attribute, where known."""
     mask: Float[Tensor, "b k h w"] | None = None
@@ -83,6 +83,8 @@ class Batch:
     """The geometric augmentation that made ``input``: replays stored maps, by ``augmentation.apply_view``."""
     mixed: Float[Tensor, "b"] | None = None
     """Share of each sample's own image where others were mixed in: nothing stored can be replayed, no label holds."""
+    origin: Int[Tensor, "b"] | None = None
+    """Position in the benchmark's own split, where ``index`` counts a part of it (a few shots)."""
     split: str | None = None
     """The split whose samples ``index`` counts, where a store has marked it: see :mod:`hansfree.store`."""
 
@@ -462,6 +464,8 @@ class Method(nn.Module, ABC):
 
     needs: ClassVar[frozenset[str]] = frozenset()
     """Supervision beyond labels: of teacher, clean, bias, bias:valid, mask, boxes, bias-model. Shown in every table."""
+    reads_labels: bool = True
+    """Whether its loss reads labels; a method that says no can be trained where there are none."""
 
     stages_done: Tensor
 

@@ -32,6 +32,7 @@ class AttentionDistillation(Method):
     """Match where the teacher's last feature map is active."""
 
     needs = frozenset({"teacher"})
+    reads_labels = False
 
     def __init__(self, setup: Setup, *, last_layer: LastLayer = "copied", start: Start = "random") -> None:
         super().__init__(setup)

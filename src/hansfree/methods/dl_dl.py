@@ -44,6 +44,7 @@ class DLDL(Method):
     """Match explanations with all layers but the last, and outputs with the last one."""
 
     needs = frozenset({"teacher"})
+    reads_labels = False
 
     def __init__(
         self,

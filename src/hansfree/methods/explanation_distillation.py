@@ -83,6 +83,7 @@ class ExplanationDistillation(Method):
     """Match the teacher's explanations, at several scales."""
 
     needs = frozenset({"teacher"})
+    reads_labels = False
 
     def __init__(
         self,

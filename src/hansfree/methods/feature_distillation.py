@@ -31,6 +31,7 @@ class FeatureDistillation(Method):
     """Match the teacher's last feature map."""
 
     needs = frozenset({"teacher"})
+    reads_labels = False
 
     def __init__(self, setup: Setup, *, last_layer: LastLayer = "copied", start: Start = "random") -> None:
         super().__init__(setup)

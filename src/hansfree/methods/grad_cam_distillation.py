@@ -35,6 +35,7 @@ class GradCAMDistillation(Method):
     """Match the teacher's Grad-CAM heatmaps."""
 
     needs = frozenset({"teacher"})
+    reads_labels = False
 
     def __init__(
         self,

@@ -17,11 +17,11 @@ Cost. An ERM step.
 from dataclasses import dataclass
 from typing import final
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from hansfree.augmentation import mixing_ratio
 from hansfree.core import Batch, Drawer, Draws, Method, Setup
 from hansfree.errors import UserError
 
@@ -39,8 +39,7 @@ class Mixing(Drawer):
 
     def draw(self, count: int, generator: torch.Generator | None = None) -> Draws:
         """``{"ratio", "order"}``: [count] in [0, 1], and [count] numbers whose ranks are a permutation."""
-        seed = int(torch.randint(2**62, (), generator=generator))  # torch's own Beta takes no generator
-        ratio = torch.from_numpy(np.random.default_rng(seed).beta(self.alpha, self.alpha, count)).float()
+        ratio = mixing_ratio(self.alpha, count, generator)
         return {"ratio": ratio, "order": torch.rand(count, generator=generator)}
 
 

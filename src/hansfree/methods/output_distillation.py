@@ -48,6 +48,7 @@ class OutputDistillation(Method):
     """Match the teacher's softened predictions."""
 
     needs = frozenset({"teacher"})
+    reads_labels = False
 
     def __init__(
         self, setup: Setup, *, temperature: float = 3.0, last_layer: LastLayer = "free", start: Start = "random"
