@@ -8,6 +8,14 @@ class UserError(ValueError):
     """A mistake in what was asked for. The command line prints it as one sentence and exits with 2."""
 
 
+class NotGivenError(UserError):
+    """A method needs what its data or networks do not give. ``reason`` says so in few words, for a table's N/A."""
+
+    def __init__(self, sentence: str, reason: str) -> None:
+        super().__init__(sentence)
+        self.reason = reason
+
+
 class RunError(RuntimeError):
     """A run that was asked for rightly and failed (a loss that is not a number, a full disk). Exits with 1."""
 

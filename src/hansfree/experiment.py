@@ -16,7 +16,7 @@ from torch import nn
 from hansfree.checkpoints import Keeper, read_checkpoint
 from hansfree.config import parse
 from hansfree.core import TEST_SPLITS, Benchmark, Classifier, Method, Teacher
-from hansfree.errors import DivergenceError, UserError, unknown
+from hansfree.errors import DivergenceError, NotGivenError, UserError, unknown
 from hansfree.evaluation import Rule, Selection, heatmaps, judge, measure
 from hansfree.metrics import accuracy, group_accuracies
 from hansfree.models import load_model, save_model, with_batch_statistics
@@ -82,7 +82,7 @@ def run(
     Raises ``UserError`` for mistakes in the config, ``RunError`` when training fails.
     """
     accelerator = make_accelerator(device=device)
-    check(config)
+    check(config, accelerator.device)
     benchmark = make_benchmark(config)
     if accelerator.is_main_process:
         RunFolder.create(out, config.model_dump(), resume=resume)
@@ -311,10 +311,11 @@ def reevaluate(folder: RunFolder, *, device: str | None = None) -> dict[str, Any
     return results
 
 
-def check(config: RunConfig) -> dict[str, Any]:
-    """Build everything that ``config`` names, train nothing, and say what would be done.
+def check(config: RunConfig, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Build everything that ``config`` names, try it out on two samples, train nothing, and say what would be done.
 
-    Mistakes show here, before a teacher is trained for an hour. Raises ``UserError``.
+    Mistakes show here, before a teacher is trained for an hour. Raises ``UserError``, and ``NotGivenError`` where
+    the data or the networks do not give what the method needs.
     """
     benchmark = make_benchmark(config)
     model = make_model(config.model, benchmark)
@@ -323,14 +324,19 @@ def check(config: RunConfig) -> dict[str, Any]:
         ready = _ready_model(config.teacher, benchmark)
         if ready is None:
             recipe = teacher_config(config)
-            check(recipe)
+            check(recipe, device)
             ready = make_model(recipe.model, benchmark)
         teacher = _live(ready, config)
     method = make_method(config, benchmark, teacher)
-    make_explainer(config.evaluation.explainer)
+    if config.not_applicable is not None:
+        raise NotGivenError(
+            f"The config calls this run not applicable ({config.not_applicable}); take not_applicable out to make it.",
+            config.not_applicable,
+        )
     for name in config.evaluation.splits or ():
         if name not in benchmark.split_names():
             raise unknown("split", name, benchmark.split_names())
+    try_out(config, method, benchmark, device)
     split = benchmark.split("train")
     per_epoch = max(1, len(split) // min(config.training.batch_size, len(split)))
     return {
@@ -341,6 +347,21 @@ def check(config: RunConfig) -> dict[str, Any]:
         "model": f"{config.model['name']}, {sum(p.numel() for p in model.parameters()):,} parameters",
         "steps": config.training.total_steps(per_epoch),
     }
+
+
+def try_out(config: RunConfig, method: Method, benchmark: Benchmark, device: torch.device | str) -> None:
+    """One loss and one heatmap of two samples: what is refused only when it meets these networks is refused here."""
+    method.place(device)
+    stage = method.next_stage()
+    if stage is not None:
+        split = benchmark.split(stage.split)
+        method.train()
+        method(split.batch(torch.arange(min(2, len(split)))).to(device))
+    explainer = make_explainer(config.evaluation.explainer)
+    if explainer is not None and config.evaluation.heatmaps > 0:
+        teacher = method.teacher if "teacher" in method.needs else None
+        method.eval()
+        heatmaps(method.student, teacher, benchmark, ("valid",), explainer, 2, device)
 
 
 def export_run(folder: RunFolder, out: Path) -> None:

@@ -9,7 +9,7 @@ from pydantic import Field
 from hansfree.benchmarks import BENCHMARKS
 from hansfree.config import Schema, Section, construct, inner_section, merge, parse
 from hansfree.core import Benchmark, Classifier, Explainer, Method, Setup, Teacher, TeacherInput
-from hansfree.errors import UserError
+from hansfree.errors import NotGivenError, UserError
 from hansfree.evaluation import Rule
 from hansfree.explainers import EXPLAINERS
 from hansfree.methods import METHODS
@@ -54,6 +54,8 @@ class RunConfig(Schema):
     """The cell's name in its suite; default: the method's name."""
     title: str | None = None
     """What people read in tables; default: the variant."""
+    not_applicable: str | None = None
+    """Why a table should say N/A here although the run could be made; it is not made."""
     benchmark: Section
     model: Section
     teacher: TeacherConfig | None = None
@@ -137,15 +139,6 @@ def make_method(config: RunConfig, benchmark: Benchmark, teacher: Teacher | None
     return named(METHODS, section, "method", **given)
 
 
-class NotGivenError(UserError):
-    """Supervision was asked for that the benchmark does not give. ``reason`` says so in few words, for tables."""
-
-    def __init__(self, who: str, need: str, benchmark: str, remedy: str) -> None:
-        what = SUPERVISION.get(need, need)
-        super().__init__(f"{who} needs {what}, but the benchmark {benchmark} gives none; {remedy}.")
-        self.reason = f"{'' if who.startswith('The method') else f'{who} '}needs {what}; {benchmark} gives none"
-
-
 def needs_of(config: RunConfig) -> frozenset[str]:
     """Supervision that the run takes beyond labels: its method's, its teacher's images' and its selection rule's."""
     return frozenset(need for _, need, _ in _asked(config))
@@ -159,7 +152,7 @@ def _asked(config: RunConfig) -> Iterator[tuple[str, str, str]]:
     seen = {"input": None, "clean": "clean"}.get(config.teacher_input, "mask")
     if seen is not None and "teacher" in needs:
         yield f"teacher_input: {config.teacher_input}", seen, "use teacher_input: input"
-    if config.selection == "worst_group_val":
+    if config.selection in ("worst_group_val", "conflicting_val"):
         yield f"selection: {config.selection}", "bias:valid", "use selection: iid_val"
 
 
@@ -167,7 +160,12 @@ def check_needs(config: RunConfig, benchmark: Benchmark) -> None:
     """Raises ``NotGivenError`` for the first thing that the run needs and the benchmark does not give."""
     for who, need, remedy in _asked(config):
         if not _is_given(need, benchmark):
-            raise NotGivenError(who, need, benchmark.name, remedy)
+            what = SUPERVISION.get(need, need)
+            asker = "" if who.startswith("The method") else f"{who} "
+            raise NotGivenError(
+                f"{who} needs {what}, but the benchmark {benchmark.name} gives none; {remedy}.",
+                f"{asker}needs {what}; {benchmark.name} gives none",
+            )
 
 
 def _is_given(need: str, benchmark: Benchmark) -> bool:
@@ -195,7 +193,8 @@ def selection_rule(config: RunConfig, method: Method) -> Rule:
 def teacher_config(config: RunConfig) -> RunConfig:
     """The run that trains the teacher of ``config``."""
     assert config.teacher is not None and config.teacher.train is not None
-    base = config.model_dump(exclude={"teacher", "teacher_input", "explainer", "variant", "title", "selection"})
+    own = {"teacher", "teacher_input", "explainer", "variant", "title", "not_applicable", "selection"}
+    base = config.model_dump(exclude=own)
     seed = config.seed if config.teacher.seed == "each" else config.teacher.seed
     changes = {"seed": seed, "variant": "teacher", "method": {"name": "erm"}, **config.teacher.train}
     return parse(RunConfig, merge(base, changes), "teacher.train")

@@ -9,20 +9,40 @@ import yaml
 from hansfree import cli
 from hansfree.core import Batch, Benchmark, InputSpec, Method, Split
 from hansfree.errors import UserError
-from hansfree.experiment import check
-from hansfree.parts import NotGivenError, RunConfig, check_needs, make_method, needs_of
+from hansfree.experiment import check, run
+from hansfree.parts import NotGivenError, RunConfig, check_needs, make_method, needs_of, teacher_config
 from hansfree.plan import read_suite
-from hansfree.runs import read_results
-from hansfree.suite import run_cell, run_suite
+from hansfree.runs import SuiteFolder, read_results
+from hansfree.suite import cells_of, check_variants, run_cell, run_suite
 
 HERE = "test_needs_parts"
 PARTS = """
-from hansfree.benchmarks import ColouredDigits
+from torch import nn
+
+from hansfree.errors import NotGivenError
 from hansfree.methods import ERM
 
 
 class Boxed(ERM):
     needs = frozenset({"boxes"})
+
+
+class Late(ERM):
+    needs = frozenset({"teacher"})
+
+    def loss(self, batch):
+        assert self.training and len(batch) == 2
+        raise NotGivenError("Late needs snow, but there is none; wait.", "needs snow")
+
+
+class Masking(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4, num_classes)
+
+    def forward(self, x):
+        x = self.conv(x)
+        return self.fc((x * (x > 0)).mean((2, 3)))
 """
 
 
@@ -120,6 +140,7 @@ def test_what_the_teacher_sees_is_a_need_of_those_with_a_teacher(needing, seen):
 def test_the_selection_rule_needs_what_it_reads(needing):
     needing()
     assert needs_of(config(selection="worst_group_val")) == {"bias:valid"}
+    assert needs_of(config(selection="conflicting_val")) == {"bias:valid"}
     with pytest.raises(NotGivenError, match="selection: worst_group_val needs bias labels in validation"):
         check_needs(config(selection="worst_group_val"), Plain())
     check_needs(config(selection="worst_group_val"), Plain([], ["valid"]))
@@ -211,3 +232,51 @@ def test_a_teacher_s_own_recipe_that_cannot_be_had_is_an_error(suite, tmp_path):
 def test_what_a_run_would_take_is_told_beforehand(parts):
     asked = RunConfig.model_validate({**parts, "method": {"name": "erm"}, "selection": "worst_group_val"})
     assert check(asked)["needs"] == "bias:valid"
+
+
+# What shows only when a method meets its networks
+
+
+def test_what_the_first_loss_refuses_is_a_row_that_says_why(suite, tmp_path):
+    suite["teacher"] = {"train": {"training.epochs": 1}}
+    suite["variants"] = {"erm": {"method": {"name": "erm"}}, "late": {"method": {"name": f"{HERE}:Late"}}}
+    folder = run_suite(read_suite(suite), tmp_path / "out", jobs=1)
+    told = {c["variant"]: (c["status"], c["error"]) for c in read_results(folder.results)["cells"]}
+    assert told == {"erm": ("done", None), "late": ("n/a", "needs snow")}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"method": {"name": "explanation-distillation", "last_layer": "free"}, "explainer": {"name": "lrp"}},
+        {"method": {"name": "erm"}},  # LRP draws the report's heatmaps
+    ],
+)
+def test_an_explainer_s_refusal_comes_before_the_teacher_is_trained(parts, changes, tmp_path):
+    own = {"model": {"name": f"{HERE}:Masking"}, "evaluation": {"heatmaps": 0 if "explainer" in changes else 1}}
+    asked = {**parts, **own, "teacher": {"train": {"training.epochs": 1}}, **changes}
+    with pytest.raises(UserError, match="LRP has no rule for a mask"):
+        run(RunConfig.model_validate(asked), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_heatmaps_no_explainer_is_asked(parts):
+    asked = {**parts, "model": {"name": f"{HERE}:Masking"}, "method": {"name": "erm"}, "evaluation": {"heatmaps": 0}}
+    check(RunConfig.model_validate(asked))
+
+
+def test_a_config_may_call_a_variant_not_applicable_but_not_misspell_it(suite, tmp_path):
+    judged = {"method": {"name": "rrr"}, "not_applicable": "the colour lies on the object"}
+    suite["variants"]["rrr"] = judged
+    cells = cells_of(read_suite(suite), SuiteFolder(tmp_path))
+    assert check_variants(cells)["rrr"] == "the colour lies on the object"
+    with pytest.raises(UserError, match="take not_applicable out"):
+        run(next(cell.config for cell in cells if cell.variant == "rrr"), tmp_path / "out")
+    judged["method"] = {"name": "rrr", "wieght": 1.0}
+    with pytest.raises(UserError, match="did you mean 'weight'"):
+        check_variants(cells_of(read_suite(suite), SuiteFolder(tmp_path)))
+
+
+def test_a_teacher_is_not_called_what_its_student_is(parts):
+    student = {"method": {"name": "output-distillation"}, "not_applicable": "no", "teacher": {"train": {}}}
+    assert teacher_config(RunConfig.model_validate({**parts, **student})).not_applicable is None

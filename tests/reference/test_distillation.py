@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from hansfree.core import Batch, InputSpec, Setup, Teacher
-from hansfree.errors import UserError
+from hansfree.errors import NotGivenError, UserError
 from hansfree.explainers import EXPLAINERS, LRP, Attention, GradCAM, IntegratedGradients, SmoothGrad
 from hansfree.methods import METHODS
 from hansfree.methods.mixup import Mixing
@@ -80,13 +80,18 @@ def test_grad_cam_distillation_is_eq_6_on_the_last_map(build, batch):
     assert method.loss(batch)["grad-cam"].item() == pytest.approx(slow, rel=1e-4)
 
 
-def test_grad_cam_distillation_refuses_a_map_of_one_pixel(tiny, batch):
+def test_a_map_of_one_pixel_is_refused(tiny, batch):
     def pooled():
         return load_model(f"{__name__}:OnePixel", num_classes=3)
 
     setup = Setup(pooled, Teacher.live(pooled()), 48, 3, tiny.input)
-    with pytest.raises(UserError, match="1 x 1"):
-        METHODS["grad-cam-distillation"](setup, layer="pool").loss(batch)
+    for method in (
+        METHODS["grad-cam-distillation"](setup, layer="pool"),
+        METHODS["attention-distillation"](setup),
+    ):
+        with pytest.raises(NotGivenError, match="1 x 1") as caught:
+            method.loss(batch)
+        assert caught.value.reason == "needs a feature map larger than 1 x 1"
     METHODS["grad-cam-distillation"](setup).loss(batch)
 
 

@@ -14,7 +14,7 @@ from scipy.optimize import minimize
 from torch.nn import functional as F
 
 from hansfree.core import Setup
-from hansfree.errors import UserError
+from hansfree.errors import NotGivenError, UserError
 from hansfree.methods import METHODS
 from hansfree.methods.dfr import SELECTS, TRAINS, half_of, last_layer
 from hansfree.methods.groups import Groups, gathered, numbered
@@ -103,12 +103,18 @@ def test_an_unseen_bias_is_a_minority():
     assert groups.of(torch.tensor([0, 0, 0]), torch.tensor([0, 1, 9])).tolist() == [0, 1, 1]
 
 
-@pytest.mark.parametrize("name", ["irm", "pgi"])
-def test_data_without_a_minority_are_refused(name, build, tiny):
-    method = build(name)
-    biased = replace(method._setup, bias=method._setup.label)
-    with pytest.raises(UserError, match="1 of the 2 or more groups"):
-        METHODS[name](biased)
+@pytest.mark.parametrize(
+    ("name", "settings"), [("irm", {}), ("irm", {"environments": "bias"}), ("pgi", {}), ("group-dro", {})]
+)
+def test_data_whose_classes_have_one_bias_each_are_refused(name, settings, build, tiny):
+    method = build(name, **settings)
+    label = method._setup.label
+    with pytest.raises(NotGivenError, match="each class of the training data has one bias only") as caught:
+        METHODS[name](replace(method._setup, bias=label + 1), **settings)
+    assert caught.value.reason == "needs a bias that varies within a class"
+    one_varies = label.clone()
+    one_varies[label == 0] = torch.arange(int((label == 0).sum())) % 2
+    METHODS[name](replace(method._setup, bias=one_varies), **settings)
 
 
 def test_a_missing_bias_is_named(build, batch):

@@ -21,10 +21,13 @@ from torch import Tensor
 
 from hansfree.core import Batch, Method, Setup
 from hansfree.distances import pyramid
-from hansfree.errors import UserError
+from hansfree.errors import NotGivenError
 from hansfree.explainers import Attention
 from hansfree.methods.class_choice import Top
 from hansfree.methods.preparation import LastLayer, Start, prepare_student
+
+ONE_PIXEL = "needs a feature map larger than 1 x 1"
+"""Why tables say N/A."""
 
 
 @final
@@ -43,8 +46,9 @@ class AttentionDistillation(Method):
         answer = self.teacher.answer(batch, Attention(), Top(), {})
         attention = Attention()(self.student, batch.images, answer.target).map
         if attention.shape[-2:].numel() == 1 or answer.map.shape[-2:].numel() == 1:
-            raise UserError(
+            raise NotGivenError(
                 "attention-distillation needs a last feature map larger than 1 x 1, which this network does not have "
-                "at this image size; use `stem: small` or another method."
+                "at this image size; use `stem: small` or another method.",
+                ONE_PIXEL,
             )
         return {"attention": pyramid(attention, answer.map, stop=1)}

@@ -23,8 +23,9 @@ from typing import final
 from torch import Tensor
 
 from hansfree.core import Batch, Method, Setup
-from hansfree.errors import UserError
+from hansfree.errors import NotGivenError
 from hansfree.explainers import GradCAM
+from hansfree.methods.attention_distillation import ONE_PIXEL
 from hansfree.methods.class_choice import TopOrOther
 from hansfree.methods.explanation_distillation import Comparison
 from hansfree.methods.preparation import LastLayer, Start, prepare_student
@@ -55,8 +56,9 @@ class GradCAMDistillation(Method):
         """``{"grad-cam": eq. 6 on the heatmaps}``."""
         found = self.compare(self, self.student, batch)
         if 1 in (found.student.map.shape[-2:].numel(), found.teacher.map.shape[-2:].numel()):
-            raise UserError(
+            raise NotGivenError(
                 "grad-cam-distillation needs heatmaps larger than 1 x 1, which this layer does not give at this image "
-                "size; name another layer, or leave `layer` out."
+                "size; name another layer, or leave `layer` out.",
+                ONE_PIXEL,
             )
         return {"grad-cam": found.loss}

@@ -14,7 +14,8 @@ most frequent bias from the others, which helps where most pairs are rare. In va
 q_g / share_g, the same sum without a need to hold the groups in every batch. The paper adds a strong weight decay:
 ``training.weight_decay``.
 
-Supervision. Bias labels of the training data. The paper selects by the worst group (``selection: worst_group_val``).
+Supervision. Bias labels of the training data. Where each class has one bias only, groups are classes and the method
+refuses. The paper selects by the worst group (``selection: worst_group_val``).
 
 Cost. One more forward pass than ERM, for the group weights.
 """
@@ -54,7 +55,7 @@ class GroupDRO(Method):
         if size_adjustment < 0:
             raise UserError(f"method.size_adjustment must not be negative, as {size_adjustment} is.")
         self.step_size, self.size_adjustment, self.balanced_batches = step_size, size_adjustment, balanced_batches
-        self.groups = Groups(setup, groups)
+        self.groups = Groups(setup, groups, compares=True)
         count = self.groups.count
         self.register_buffer("group_weights", torch.full_like(count, 1 / max(1, len(count))))
 

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, distributed, nn
 
 from hansfree.core import Batch, Method, Setup, Stage
-from hansfree.errors import UserError, unknown
+from hansfree.errors import NotGivenError, UserError, unknown
 
 By = Literal["label-bias", "label-majority", "majority", "bias", "label"]
 """label-bias: one group per pair that occurs. majority: the samples that have the most frequent bias of their class,
@@ -27,10 +27,10 @@ class Groups(nn.Module):
     sampling_weights: Tensor
     """Of each training sample: drawn by them, all groups are equally frequent."""
 
-    def __init__(self, setup: Setup, by: By, *, least: int = 1) -> None:
+    def __init__(self, setup: Setup, by: By, *, compares: bool = False) -> None:
         """Counts where the setup tells labels and biases, and else refuses when asked for a count.
 
-        Raises ``UserError`` where there are fewer than ``least`` groups.
+        Raises ``NotGivenError`` where the method ``compares`` groups of a class, and each class has one bias only.
         """
         super().__init__()
         if by not in get_args(By):
@@ -44,10 +44,11 @@ class Groups(nn.Module):
                 raise UserError("Grouping needs one class per sample, but the labels of this benchmark name several.")
             bias = torch.zeros_like(setup.label) if setup.bias is None or by == "label" else setup.bias
             number, count = numbered(setup.label, bias, setup.classes, by)
-            if len(count) < least:
-                raise UserError(
-                    f"The training data fall into {len(count)} of the {least} or more groups (by {by}) that the method "
-                    "compares; choose data in which the bias varies within a class, such as a smaller bias_ratio."
+            if compares and len(torch.stack([setup.label, bias], 1).unique(dim=0)) == len(setup.label.unique()):
+                raise NotGivenError(
+                    "The method compares samples of a class that differ in their bias, but each class of the training "
+                    "data has one bias only; choose data in which it varies, such as a smaller bias_ratio.",
+                    "needs a bias that varies within a class",
                 )
         # Made from the data each time, so that a checkpoint need not hold them.
         self.register_buffer("number", number, persistent=False)

@@ -56,7 +56,7 @@ class IRM(Method):
         if anneal_steps < 0:
             raise UserError(f"method.anneal_steps must not be negative, as {anneal_steps} is.")
         self.penalty_weight, self.anneal_steps = penalty_weight, anneal_steps
-        self.environments = Groups(setup, environments, least=2)
+        self.environments = Groups(setup, environments, compares=True)
         self.register_buffer("steps_done", torch.zeros((), dtype=torch.long))
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:

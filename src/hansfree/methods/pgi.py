@@ -48,7 +48,7 @@ class PGI(Method):
         if not isinstance(self.student, Classifier):
             raise UserError("pgi needs a student made by load_model, whose last layer it can tell from the features.")
         self.weight, self.start, self.ramp = weight, start, ramp
-        self.groups = Groups(setup, "majority", least=2)
+        self.groups = Groups(setup, "majority", compares=True)
         self.register_buffer("samples_seen", torch.zeros((), dtype=torch.long))
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
