@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from hansfree.core import TEST_SPLITS, Batch, Benchmark, Explainer, Method, Predictions, Split, Teacher
 from hansfree.errors import UserError
 from hansfree.methods.class_choice import Top
-from hansfree.metrics import METRICS, accuracy, worst_group_accuracy
+from hansfree.metrics import METRICS, accuracy, conflicting_accuracy, worst_group_accuracy
 
-Rule = Literal["last", "iid_val", "iid_val_loss", "worst_group_val", "ood_val", "oracle"]
+Rule = Literal["last", "iid_val", "iid_val_loss", "worst_group_val", "conflicting_val", "ood_val", "oracle"]
 Device = torch.device | str
 
 
@@ -85,9 +85,9 @@ class Selection:
 
     last: the final model. iid_val: accuracy on the validation split. iid_val_loss: the method's own loss there
     (the rule of explanation distillation's paper for distillers). worst_group_val: the worst group's accuracy
-    there. ood_val: accuracy on valid_ood, unbiased validation data, supervision of its own (what that paper grants to
-    methods that minimise background relevance). oracle: the mean accuracy on the test splits where the shortcut
-    breaks; an upper bound, not a result.
+    there. conflicting_val: accuracy there where the bias disagrees with the label. ood_val: accuracy on valid_ood,
+    unbiased validation data, supervision of its own (what that paper grants to methods that minimise background
+    relevance). oracle: the mean accuracy on the test splits where the shortcut breaks; an upper bound, not a result.
     """
 
     rule: Rule
@@ -111,6 +111,14 @@ class Selection:
             if worst is None:
                 raise UserError("selection: worst_group_val needs a benchmark whose bias is known; choose iid_val.")
             metrics["acc_wg"] = worst
+        if self.rule == "conflicting_val":
+            conflicting = conflicting_accuracy(predictions)
+            if conflicting is None:
+                raise UserError(
+                    "selection: conflicting_val needs validation samples whose known bias disagrees with the label, "
+                    "beside others; choose iid_val."
+                )
+            metrics["acc_bc"] = conflicting
         if self.rule == "ood_val":
             metrics["ood_val"] = accuracy(predictions_of(method, self.split("valid_ood"), batch_size, device)) or 0.0
         if self.rule == "oracle":
@@ -125,7 +133,8 @@ class Selection:
             return 0.0
         if self.rule == "iid_val_loss":
             return -metrics["loss"]
-        return metrics[{"iid_val": "acc", "worst_group_val": "acc_wg"}.get(self.rule, self.rule)]
+        named = {"iid_val": "acc", "worst_group_val": "acc_wg", "conflicting_val": "acc_bc"}
+        return metrics[named.get(self.rule, self.rule)]
 
 
 # Heatmaps -----------------------------------------------------------------------------------------------------

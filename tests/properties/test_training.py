@@ -3,6 +3,7 @@
 import io
 import math
 from types import SimpleNamespace
+from typing import get_args
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch import nn
 
 from hansfree.core import TEST_SPLITS, Method, Setup, Stage
 from hansfree.errors import DivergenceError, UserError
-from hansfree.evaluation import Selection, spread_over_classes
+from hansfree.evaluation import Rule, Selection, spread_over_classes
 from hansfree.methods import ERM
 from hansfree.training import Training, _ByBatch, batches, fit, make_accelerator, make_optimiser, make_schedule
 
@@ -205,7 +206,7 @@ def test_length_is_given_once(setup, tiny):
         Training(epochs=1, schedule="step")
 
 
-@pytest.mark.parametrize("rule", ["last", "iid_val", "iid_val_loss", "worst_group_val", "ood_val", "oracle"])
+@pytest.mark.parametrize("rule", get_args(Rule))
 def test_no_rule_but_oracle_reaches_a_test_split(rule, build, tiny):
     selection = Selection(rule, tiny)
     method = build("erm")
@@ -223,21 +224,23 @@ def test_no_rule_but_oracle_reaches_a_test_split(rule, build, tiny):
 
 
 def test_rules_prefer_what_they_say(tiny):
-    early = {"loss": 1.0, "acc": 0.9, "acc_wg": 0.1, "ood_val": 0.3, "oracle": 0.5}
-    late = {"loss": 0.5, "acc": 0.8, "acc_wg": 0.2, "ood_val": 0.4, "oracle": 0.4}
+    early = {"loss": 1.0, "acc": 0.9, "acc_wg": 0.1, "acc_bc": 0.1, "ood_val": 0.3, "oracle": 0.5}
+    late = {"loss": 0.5, "acc": 0.8, "acc_wg": 0.2, "acc_bc": 0.2, "ood_val": 0.4, "oracle": 0.4}
     better = {"iid_val": early, "iid_val_loss": late, "worst_group_val": late, "ood_val": late, "oracle": early}
+    better["conflicting_val"] = late
     for rule, wanted in better.items():
         score = Selection(rule, tiny).score
         assert max((early, late), key=score) is wanted
     assert Selection("last", tiny).score(late) >= Selection("last", tiny).score(early)
 
 
-def test_worst_group_needs_a_known_bias(build, tiny, monkeypatch):
+@pytest.mark.parametrize("rule", ["worst_group_val", "conflicting_val"])
+def test_rules_over_groups_need_a_known_bias(rule, build, tiny, monkeypatch):
     split = tiny.split("valid")
     split.bias = None
     monkeypatch.setattr(tiny, "split", lambda name: split)
     with pytest.raises(UserError, match="bias"):
-        Selection("worst_group_val", tiny).validate(build("erm"), 16, "cpu")
+        Selection(rule, tiny).validate(build("erm"), 16, "cpu")
 
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=40), st.integers(1, 12))

@@ -38,6 +38,7 @@ SELECTION = {
     "iid_val": "best validation accuracy",
     "iid_val_loss": "lowest validation loss",
     "worst_group_val": "best worst-group validation accuracy",
+    "conflicting_val": "best accuracy on conflicting validation samples",
     "ood_val": "best accuracy on unbiased validation images",
     "oracle": "best test result (oracle)",
 }
