@@ -419,7 +419,7 @@ class Predictions:
     """What a model says about a whole split, computed once; every metric reads it."""
 
     logits: Float[Tensor, "n classes"]
-    label: Int[Tensor, "n"]
+    label: Int[Tensor, "n"] | Float[Tensor, "n classes"]
     bias: Int[Tensor, "n"] | None = None
     teacher_logits: Float[Tensor, "n classes"] | None = None
     training_groups: Mapping[tuple[int, int], int] = field(default_factory=dict[tuple[int, int], int])

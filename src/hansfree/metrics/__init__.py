@@ -1,11 +1,15 @@
-"""Measures by name, as the field names them. Each takes the predictions on a split and returns a number or None."""
+"""Measures by name, as the field names them.
+
+``METRICS`` take the predictions on a split and return a number or None; ``EXPLANATION_AGREEMENT`` take the maps of two
+models and ``LOCALISATION`` maps and masks, and return one number a sample; ``EQUIVARIANCE`` take each sample's curve of
+similarities under shifts.
+"""
 
 from collections.abc import Callable
+from typing import Any
 
-from hansfree.core import Predictions
 from hansfree.metrics.accuracy import (
     accuracy,
-    agreement,
     aligned_accuracy,
     average_accuracy,
     conflicting_accuracy,
@@ -13,8 +17,15 @@ from hansfree.metrics.accuracy import (
     group_mean_accuracy,
     worst_group_accuracy,
 )
+from hansfree.metrics.agreement import agreement, agreement_top5, jensen_shannon
+from hansfree.metrics.calibration import brier, ece, nll
+from hansfree.metrics.equivariance import period, shift_equivariance
+from hansfree.metrics.explanation_agreement import EXPLANATION_AGREEMENT
+from hansfree.metrics.localisation import LOCALISATION
+from hansfree.metrics.measure import Measure
+from hansfree.metrics.multi_label import f1
 
-METRICS: dict[str, Callable[[Predictions], float | None]] = {
+METRICS: dict[str, Measure] = {
     "acc": accuracy,
     "acc_avg": average_accuracy,
     "acc_group_mean": group_mean_accuracy,
@@ -22,9 +33,23 @@ METRICS: dict[str, Callable[[Predictions], float | None]] = {
     "acc_ba": aligned_accuracy,
     "acc_bc": conflicting_accuracy,
     "agreement": agreement,
+    "agreement_top5": agreement_top5,
+    "jensen_shannon": jensen_shannon,
+    "ece": ece,
+    "brier": brier,
+    "nll": nll,
+    "f1": f1,
 }
 
+EQUIVARIANCE: dict[str, Callable[..., Any]] = {"shift_equivariance": shift_equivariance, "shift_period": period}
+
+MEASURES: dict[str, Callable[..., Any]] = {**METRICS, **EXPLANATION_AGREEMENT, **LOCALISATION, **EQUIVARIANCE}
+
 __all__ = [
+    "EQUIVARIANCE",
+    "EXPLANATION_AGREEMENT",
+    "LOCALISATION",
+    "MEASURES",
     "METRICS",
     "accuracy",
     "agreement",

@@ -1,77 +1,137 @@
-"""Accuracies: plain, over groups, and of a student against its teacher. All are fractions in [0, 1]."""
+"""Accuracies: plain and over groups. All are fractions in [0, 1].
+
+Each is over the samples whose label is known, and does not apply where an image has several labels.
+"""
 
 import torch
 from torch import Tensor
 
 from hansfree.core import Predictions
+from hansfree.metrics.measure import Measure, Sums, mean_of
+
+Group = tuple[int, int]
+"""A class and a value of the bias."""
 
 
-def accuracy(predictions: Predictions) -> float | None:
-    """The share of samples whose highest logit is the label's."""
-    return _mean(_right(predictions))
+@Measure
+def accuracy(predictions: Predictions) -> Sums | None:
+    """The share of samples whose highest logit is the label's.
+
+    Formula. (1/n) sum_i [argmax s_i = y_i]
+    Source. The usual definition.
+    """
+    right = right_of(predictions)
+    return None if right is None else mean_of(right)
 
 
-def group_accuracies(predictions: Predictions) -> dict[tuple[int, int], float]:
-    """Accuracy of each group (label, bias) that occurs. Empty where the bias is not known."""
-    if predictions.bias is None:
-        return {}
-    right = _right(predictions)
-    pairs = torch.stack([predictions.label, predictions.bias], 1)
-    groups, member = pairs.unique(dim=0, return_inverse=True)
-    hits = torch.zeros(len(groups), dtype=torch.double).index_add_(0, member, right.double())
-    shares = hits / member.bincount(minlength=len(groups))
-    return {(int(label), int(bias)): share.item() for (label, bias), share in zip(groups.tolist(), shares)}
+@Measure
+def worst_group_accuracy(predictions: Predictions) -> Sums | None:
+    """The lowest accuracy of a group (label, bias) that occurs in the split.
+
+    Formula. min_g acc_g
+    Source. Sagawa et al., 2020, https://arxiv.org/abs/1911.08731
+    """
+    found = _hits_by_group(predictions)
+    return found and Sums(found[1], lambda sums: _shares(sums).nan_to_num(torch.inf).amin(-1))
 
 
-def worst_group_accuracy(predictions: Predictions) -> float | None:
-    """The lowest accuracy of a group (label, bias) that occurs in the split."""
-    return min(group_accuracies(predictions).values(), default=None)
+@Measure
+def group_mean_accuracy(predictions: Predictions) -> Sums | None:
+    """The mean of the accuracies of the groups (label, bias) that occur, each counting the same.
+
+    Formula. (1/G) sum_g acc_g
+    Source. The usual definition of a macro average.
+    """
+    found = _hits_by_group(predictions)
+    return found and Sums(found[1], lambda sums: _shares(sums).nanmean(-1))
 
 
-def group_mean_accuracy(predictions: Predictions) -> float | None:
-    """The mean of the accuracies of the groups (label, bias) that occur, each counting the same."""
-    shares = group_accuracies(predictions)
-    return sum(shares.values()) / len(shares) if shares else None
-
-
-def average_accuracy(predictions: Predictions) -> float | None:
+@Measure
+def average_accuracy(predictions: Predictions) -> Sums | None:
     """Group accuracies weighted by the groups' sizes in training, as WILDS reports Waterbirds.
 
     Groups that training never saw weigh nothing; None where no group of the split was seen.
+
+    Formula. sum_g n_g acc_g / sum_g n_g, n_g: samples of group g in training
+    Source. Sagawa et al., 2020, https://arxiv.org/abs/1911.08731; Koh et al., 2021, https://arxiv.org/abs/2012.07421
     """
-    shares = group_accuracies(predictions)
-    weights = {group: predictions.training_groups.get(group, 0) for group in shares}
-    total = sum(weights.values())
-    return sum(shares[group] * weight for group, weight in weights.items()) / total if total else None
+    found = _hits_by_group(predictions)
+    if found is None:
+        return None
+    groups, parts = found
+    weights = parts.new_tensor([predictions.training_groups.get(group, 0) for group in groups])
+
+    def combine(sums: Tensor) -> Tensor:
+        shares = _shares(sums)
+        return (weights * shares).nansum(-1) / (weights * ~shares.isnan()).sum(-1)
+
+    return Sums(parts, combine)
 
 
-def aligned_accuracy(predictions: Predictions) -> float | None:
-    """Accuracy where the bias agrees with the label (attribute i belongs to class i); None if that is all or none."""
+@Measure
+def aligned_accuracy(predictions: Predictions) -> Sums | None:
+    """Accuracy where the bias agrees with the label (attribute i belongs to class i); None if that is all or none.
+
+    Formula. acc over the samples with a_i = y_i
+    Source. Nam et al., 2020, https://arxiv.org/abs/2007.02561
+    """
     return _partial(predictions, aligned=True)
 
 
-def conflicting_accuracy(predictions: Predictions) -> float | None:
-    """Accuracy where the bias disagrees with the label; None if that is all or none."""
+@Measure
+def conflicting_accuracy(predictions: Predictions) -> Sums | None:
+    """Accuracy where the bias disagrees with the label; None if that is all or none.
+
+    Formula. acc over the samples with a_i != y_i
+    Source. Nam et al., 2020, https://arxiv.org/abs/2007.02561
+    """
     return _partial(predictions, aligned=False)
 
 
-def agreement(predictions: Predictions) -> float | None:
-    """The share of samples for which student and teacher have the same highest logit."""
-    if predictions.teacher_logits is None:
+def group_accuracies(predictions: Predictions) -> dict[Group, float]:
+    """Accuracy of each group (label, bias) that occurs. Empty where the bias is not known."""
+    found = _hits_by_group(predictions)
+    return {} if found is None else dict(zip(found[0], _shares(found[1].sum(0)).tolist()))
+
+
+def right_of(predictions: Predictions) -> Tensor | None:
+    """1 or 0 a sample, not a number where its label is not known; None where samples have several labels."""
+    if predictions.label.ndim > 1:
         return None
-    return _mean(predictions.logits.argmax(1) == predictions.teacher_logits.argmax(1))
+    right = (predictions.logits.argmax(1) == predictions.label).double()
+    return right.where(predictions.label >= 0, torch.nan)
 
 
-def _right(predictions: Predictions) -> Tensor:
-    return predictions.logits.argmax(1) == predictions.label
+def members(predictions: Predictions) -> tuple[list[Group], Tensor] | None:
+    """The groups that occur, and the number of each sample's, [n]; None where bias or labels are not known."""
+    if predictions.bias is None or predictions.label.ndim > 1 or len(predictions.label) == 0:
+        return None
+    if (predictions.label < 0).any():
+        return None
+    pairs = torch.stack([predictions.label, predictions.bias], 1)
+    groups, member = pairs.unique(dim=0, return_inverse=True)
+    return [(int(label), int(bias)) for label, bias in groups.tolist()], member
 
 
-def _mean(right: Tensor) -> float | None:
-    return right.double().mean().item() if len(right) else None
+def _hits_by_group(predictions: Predictions) -> tuple[list[Group], Tensor] | None:
+    """The groups that occur, and each sample's parts: a hit in its group, and its presence there, [n, 2 groups]."""
+    found, right = members(predictions), right_of(predictions)
+    if found is None or right is None:
+        return None
+    groups, member = found
+    present = torch.nn.functional.one_hot(member, len(groups)).double()
+    return groups, torch.cat([present * right[:, None], present], 1)
 
 
-def _partial(predictions: Predictions, *, aligned: bool) -> float | None:
-    if predictions.bias is None:
+def _shares(sums: Tensor) -> Tensor:
+    """Accuracy by group, not a number where a group does not occur."""
+    hits, present = sums.chunk(2, -1)
+    return hits / present
+
+
+def _partial(predictions: Predictions, *, aligned: bool) -> Sums | None:
+    right = right_of(predictions)
+    if predictions.bias is None or right is None:
         return None
     agrees = predictions.bias == predictions.label
-    return None if agrees.all() or not agrees.any() else _mean(_right(predictions)[agrees == aligned])
+    return None if agrees.all() or not agrees.any() else mean_of(right.where(agrees == aligned, torch.nan))
