@@ -101,11 +101,12 @@ class Selection:
         return self.benchmark.split(name)
 
     def validate(self, method: Method, batch_size: int, device: Device) -> tuple[dict[str, float], dict[str, float]]:
-        """Metrics (the loss and acc always, and what the rule needs besides) and the loss terms on validation data."""
+        """Metrics (the loss, acc where labels are known, and what the rule needs) and the loss terms on validation data."""
         valid = self.split("valid")
         terms = mean_terms(method, valid, batch_size, device)
         predictions = predictions_of(method, valid, batch_size, device)
-        metrics = {"loss": sum(terms.values()), "acc": accuracy(predictions) or 0.0}
+        acc = accuracy(predictions)
+        metrics = {"loss": sum(terms.values()), **({} if acc is None else {"acc": acc})}
         if self.rule == "worst_group_val":
             worst = worst_group_accuracy(predictions)
             if worst is None:

@@ -6,7 +6,9 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 
+from hansfree.augmentation import Augmentation
 from hansfree.benchmarks import BENCHMARKS
+from hansfree.benchmarks.regimes import augmented, few_shots, transferred
 from hansfree.config import Schema, Section, construct, inner_section, merge, parse
 from hansfree.core import Benchmark, Classifier, Explainer, Method, Setup, Teacher, TeacherInput
 from hansfree.errors import NotGivenError, UserError
@@ -57,6 +59,14 @@ class RunConfig(Schema):
     not_applicable: str | None = None
     """Why a table should say N/A here although the run could be made; it is not made."""
     benchmark: Section
+    transfer: Section | None = None
+    """A benchmark whose images replace those of training and validation, without labels; tests stay."""
+    shots: int | None = Field(default=None, ge=1)
+    """Training samples of each class; null: all there are."""
+    shots_seed: int | None = Field(default=None, ge=0)
+    """Draws them; null: the run's seed, so that intervals over seeds cover the choice of samples."""
+    augmentation: Augmentation | None = None
+    """Random changes of the training images."""
     model: Section
     teacher: TeacherConfig | None = None
     teacher_input: TeacherInput = "input"
@@ -84,8 +94,14 @@ def _own(section: Mapping[str, Any], kind: str) -> dict[str, Any]:
 
 
 def make_benchmark(config: RunConfig) -> Benchmark:
-    """The benchmark that the config describes."""
-    return named(BENCHMARKS, config.benchmark, "benchmark")
+    """The benchmark that the config describes, with the training data that it asks for."""
+    benchmark: Benchmark = named(BENCHMARKS, config.benchmark, "benchmark")
+    images = benchmark if config.transfer is None else named(BENCHMARKS, config.transfer, "benchmark")
+    if config.shots is not None:
+        seed = config.seed if config.shots_seed is None else config.shots_seed
+        images = few_shots(images, config.shots, seed)
+    benchmark = images if config.transfer is None else transferred(benchmark, images)
+    return benchmark if config.augmentation is None else augmented(benchmark, config.augmentation)
 
 
 def make_explainer(section: Section | None) -> Explainer | None:
@@ -123,7 +139,7 @@ def make_method(config: RunConfig, benchmark: Benchmark, teacher: Teacher | None
         samples=len(train),
         classes=len(benchmark.classes),
         input=benchmark.input,
-        label=train.label,
+        label=None if config.transfer is not None else train.label,
         bias=train.bias if "bias" in needs else None,
     )
     explainer = make_explainer(config.explainer)
@@ -136,7 +152,9 @@ def make_method(config: RunConfig, benchmark: Benchmark, teacher: Teacher | None
             raise UserError(f"The method {name!r} needs an explainer; add a section such as explainer: {{name: lrp}}.")
         if explainer is not None and not explains:
             raise UserError(f"The method {name!r} takes no explainer; take the explainer section out.")
-    return named(METHODS, section, "method", **given)
+    method = named(METHODS, section, "method", **given)
+    check_labels(config, method)
+    return method
 
 
 def needs_of(config: RunConfig) -> frozenset[str]:
@@ -168,6 +186,31 @@ def check_needs(config: RunConfig, benchmark: Benchmark) -> None:
             )
 
 
+def check_labels(config: RunConfig, method: Method) -> None:
+    """Raises ``NotGivenError`` where the training images have no labels (or, mixed, no masks) and the run needs them."""
+    without = {} if config.transfer is None else {"unrelated images": "take transfer out"}
+    if config.augmentation is not None and config.augmentation.mixup:
+        without["mixed images"] = "set augmentation.mixup: 0"
+        for need in sorted(needs_of(config) & {"bias", "mask", "boxes"}):
+            what = SUPERVISION.get(need, need)
+            raise NotGivenError(
+                f"Mixed images have no {what}, which this run needs; set augmentation.mixup: 0.",
+                f"needs {what}; mixed images have none",
+            )
+    for images, remedy in without.items():
+        if method.reads_labels:
+            raise NotGivenError(
+                f"The method {config.method['name']!r}, with these settings, reads labels, which {images} do not have; "
+                f"choose a distiller that reads none, such as output-distillation, or {remedy}.",
+                f"needs labels; {images} have none",
+            )
+    if config.transfer is not None and (rule := selection_rule(config, method)) not in ("last", "iid_val_loss", "oracle"):
+        raise UserError(
+            f"selection: {rule} needs validation images with labels, which unrelated images (transfer) do not have; "
+            "use selection: iid_val_loss or last."
+        )
+
+
 def _is_given(need: str, benchmark: Benchmark) -> bool:
     if need in ("teacher", "bias-model"):
         return True  # these come from the config
@@ -194,6 +237,7 @@ def teacher_config(config: RunConfig) -> RunConfig:
     """The run that trains the teacher of ``config``."""
     assert config.teacher is not None and config.teacher.train is not None
     own = {"teacher", "teacher_input", "explainer", "variant", "title", "not_applicable", "selection"}
+    own |= {"transfer", "shots", "shots_seed", "augmentation"}  # a teacher has all data, unless its own section differs
     base = config.model_dump(exclude=own)
     seed = config.seed if config.teacher.seed == "each" else config.teacher.seed
     changes = {"seed": seed, "variant": "teacher", "method": {"name": "erm"}, **config.teacher.train}
