@@ -101,7 +101,7 @@ class Selection:
         return self.benchmark.split(name)
 
     def validate(self, method: Method, batch_size: int, device: Device) -> tuple[dict[str, float], dict[str, float]]:
-        """Metrics (the loss, acc where labels are known, and what the rule needs) and the loss terms on validation data."""
+        """Metrics (the loss, acc where labels are known, what the rule needs) and loss terms, on validation data."""
         valid = self.split("valid")
         terms = mean_terms(method, valid, batch_size, device)
         predictions = predictions_of(method, valid, batch_size, device)

@@ -187,26 +187,26 @@ def check_needs(config: RunConfig, benchmark: Benchmark) -> None:
 
 
 def check_labels(config: RunConfig, method: Method) -> None:
-    """Raises ``NotGivenError`` where the training images have no labels (or, mixed, no masks) and the run needs them."""
-    without = {} if config.transfer is None else {"unrelated images": "take transfer out"}
-    if config.augmentation is not None and config.augmentation.mixup:
-        without["mixed images"] = "set augmentation.mixup: 0"
-        for need in sorted(needs_of(config) & {"bias", "mask", "boxes"}):
-            what = SUPERVISION.get(need, need)
+    """Raises ``NotGivenError`` where training images lack what the run needs: labels, or, mixed ones, masks."""
+    mixes = config.augmentation is not None and config.augmentation.mixup > 0
+    kinds = {"unrelated": (config.transfer is not None, "take transfer out"), "mixed": (mixes, "set its mixup to 0")}
+    for kind, (asked, remedy) in kinds.items():
+        if asked and method.reads_labels:
             raise NotGivenError(
-                f"Mixed images have no {what}, which this run needs; set augmentation.mixup: 0.",
-                f"needs {what}; mixed images have none",
-            )
-    for images, remedy in without.items():
-        if method.reads_labels:
-            raise NotGivenError(
-                f"The method {config.method['name']!r}, with these settings, reads labels, which {images} do not have; "
+                f"The method {config.method['name']!r} reads labels with these settings, but {kind} images have none; "
                 f"choose a distiller that reads none, such as output-distillation, or {remedy}.",
-                f"needs labels; {images} have none",
+                f"needs labels; {kind} images have none",
             )
-    if config.transfer is not None and (rule := selection_rule(config, method)) not in ("last", "iid_val_loss", "oracle"):
+    for need in sorted(needs_of(config) & {"bias", "mask", "boxes"}) if mixes else ():
+        what = SUPERVISION.get(need, need)
+        raise NotGivenError(
+            f"This run needs {what}, but mixed images have none; set augmentation.mixup to 0.",
+            f"needs {what}; mixed images have none",
+        )
+    rule = selection_rule(config, method)
+    if config.transfer is not None and rule not in ("last", "iid_val_loss", "oracle"):
         raise UserError(
-            f"selection: {rule} needs validation images with labels, which unrelated images (transfer) do not have; "
+            f"selection: {rule} needs labels of validation images, but unrelated images have none; "
             "use selection: iid_val_loss or last."
         )
 
