@@ -189,7 +189,10 @@ def check_needs(config: RunConfig, benchmark: Benchmark) -> None:
 def check_labels(config: RunConfig, method: Method) -> None:
     """Raises ``NotGivenError`` where training images lack what the run needs: labels, or, mixed ones, masks."""
     mixes = config.augmentation is not None and config.augmentation.mixup > 0
-    kinds = {"unrelated": (config.transfer is not None, "take transfer out"), "mixed": (mixes, "set its mixup to 0")}
+    kinds = {
+        "unrelated": (config.transfer is not None, "take transfer out"),
+        "mixed": (mixes, "set augmentation.mixup to 0"),
+    }
     for kind, (asked, remedy) in kinds.items():
         if asked and method.reads_labels:
             raise NotGivenError(
