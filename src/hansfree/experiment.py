@@ -3,7 +3,8 @@
 import platform
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,22 +18,28 @@ from hansfree.checkpoints import Keeper, read_checkpoint
 from hansfree.config import parse
 from hansfree.core import TEST_SPLITS, Benchmark, Classifier, Method, Teacher
 from hansfree.errors import DivergenceError, NotGivenError, UserError, unknown
-from hansfree.evaluation import Rule, Selection, heatmaps, judge, measure
-from hansfree.metrics import accuracy, group_accuracies
+from hansfree.evaluation import Rule, Selection, heatmaps, judge
+from hansfree.measuring import Measurement, of_maps, of_predictions
+from hansfree.metrics import accuracy
+from hansfree.metrics.intervals import DRAWS, LEVEL
 from hansfree.models import load_model, save_model, with_batch_statistics
 from hansfree.parts import (
+    MapsConfig,
     RunConfig,
     TeacherConfig,
     make_benchmark,
     make_explainer,
     make_method,
     make_model,
+    make_stored_data,
     needs_of,
     selection_rule,
+    spelled,
     teacher_config,
 )
 from hansfree.report import build_report
 from hansfree.runs import RunFolder, atomic_path, read_results, write_json
+from hansfree.store import StoredTeacher, open_store
 from hansfree.training import Step, fit, make_accelerator
 
 OnStep = Callable[[str, int, int], None]
@@ -44,16 +51,55 @@ def make_teacher(config: RunConfig, benchmark: Benchmark, out: Path, **how: Any)
     if config.teacher is None:
         return None
     model = _ready_model(config.teacher, benchmark)
-    if model is None:
+    if model is None and config.teacher.train is not None:
         folder = run(teacher_config(config), out / "teacher", resume=True, report=False, **how)
         model = load_model(str(folder.exported), num_classes=len(benchmark.classes))
+    if config.teacher.store is not None:
+        return stored_teacher(config, model)
+    assert model is not None
     return _live(model, config)
+
+
+def stored_teacher(config: RunConfig, model: nn.Module | None) -> StoredTeacher:
+    """The teacher in the config's store. Raises ``UserError`` where the run asks for what was not stored.
+
+    ``model``: the teacher whose answers they should be, where the config names it.
+    """
+    assert config.teacher is not None and config.teacher.store is not None
+    if config.teacher.statistics == "batch":
+        raise UserError("No store has answers of a teacher with statistics: batch; use teacher.statistics: running.")
+    reason = None if config.augmentation is None else config.augmentation.not_replayable
+    if reason is not None:
+        raise UserError(f"The store {config.teacher.store} cannot be replayed, because {reason}.")
+    data = make_stored_data(config)
+    teacher = open_store(config.teacher.store, data, sees=config.teacher_input, model=model)
+    missing = teacher.lacks("train", make_explainer(config.explainer))
+    if missing is not None:
+        raise UserError(missing)
+    return teacher
+
+
+def store_warnings(config: RunConfig, teacher: Teacher | None, splits: tuple[str, ...]) -> list[str]:
+    """What a reader must know of results from a stored teacher."""
+    if not isinstance(teacher, StoredTeacher):
+        return []
+    absent = [name for name in splits if teacher.lacks(name) is not None]
+    told = [f"No figures of the teacher on {', '.join(absent)}: {teacher.lacks(absent[0])}"] if absent else []
+    explainer, change = make_explainer(config.explainer), config.augmentation
+    cut = change is not None and (change.crop is not None or change.rotation > 0 or change.translation > 0)
+    if explainer is not None and cut and teacher.pixel_level(explainer):
+        told.append(
+            "The stored maps are as fine as the images, and such maps hardly resemble those of a cropped image "
+            "(cosines of 0.2 to 0.4 were measured): prefer coarse ones, such as Grad-CAM's, or no crops."
+        )
+    return told
 
 
 def _ready_model(source: TeacherConfig, benchmark: Benchmark) -> nn.Module | None:
     """The teacher's model, None where it must be trained first."""
-    if [source.path, source.model, source.train].count(None) != 2:
-        raise UserError("The teacher section needs exactly one of path, model and train.")
+    absent = [source.path, source.model, source.train].count(None)
+    if absent != 2 and (absent != 3 or source.store is None):
+        raise UserError("The teacher section needs exactly one of path, model and train, or a store.")
     if source.path is None:
         return None if source.model is None else make_model(source.model, benchmark)
     if not (Path(source.path) / "config.json").is_file():
@@ -189,16 +235,21 @@ def evaluate(
     metrics, _ = Selection(rule, benchmark).validate(method, settings.batch_size, device)
     judged = judge(method, teacher, benchmark, ("valid", *tests), settings.batch_size, device)
     warnings = flags(folder, metrics, accuracy(judged["teacher", "valid"]) if teacher else None)
+    warnings += store_warnings(config, teacher, tests)
     logged = [line.get("text") for line in folder.read_metrics() if line["event"] == "warning"]
     folder.append_metrics({"event": "warning", "text": text} for text in warnings if text not in logged)
     write_heatmaps(config, method, teacher, benchmark, tests, folder, device)
     if isinstance(method.student, Classifier):
         save_model(method.student, folder.exported, input=benchmark.input, classes=benchmark.classes)
+    measured = of_predictions(judged)
+    if settings.measure is not None:
+        measured += measure_maps(settings.measure, method, teacher, benchmark, tests, device)
     results = {
         "schema": 1,
         "environment": environment,
         "config": config.model_dump(),
-        "rows": rows_of(config, judged, metrics, rule),
+        "rows": rows_of(config, measured, metrics, rule),
+        "intervals": intervals_of(measured),
         "cells": [
             {
                 "variant": config.variant or config.method["name"],
@@ -236,8 +287,35 @@ def flags(folder: RunFolder, final: Mapping[str, float], teacher_acc: float | No
     return []
 
 
+def measure_maps(
+    asked: MapsConfig,
+    method: Method,
+    teacher: Teacher | None,
+    benchmark: Benchmark,
+    splits: tuple[str, ...],
+    device: torch.device | str,
+) -> list[Measurement]:
+    """Every measure of explanations that is ``asked`` for."""
+    found: list[Measurement] = []
+    for section in asked.explainers:
+        explainer, settings = make_explainer(section), asked.model_dump(exclude={"explainers"})
+        assert explainer is not None
+        for name in splits:
+            found += of_maps(
+                method.student,
+                teacher,
+                benchmark.split(name),
+                name,
+                explainer,
+                measured_with=spelled(section),
+                device=device,
+                **settings,
+            )
+    return found
+
+
 def rows_of(
-    config: RunConfig, judged: Mapping[tuple[str, str], Any], validation: Mapping[str, float], rule: Rule
+    config: RunConfig, measured: Iterable[Measurement], validation: Mapping[str, float], rule: Rule
 ) -> list[dict[str, Any]]:
     """The rows of results.json in long format."""
     common = {
@@ -248,22 +326,26 @@ def rows_of(
         "seed": config.seed,
     }
 
-    def row(model: str, split: str | None, metric: str, value: float, group: str | None = None) -> dict[str, Any]:
-        place = {"split": split, "tier": None, "group": group, "metric": metric, "measured_with": None}
+    def row(model: str, split: str | None, metric: str, value: float, **place: str | None) -> dict[str, Any]:
+        place = {"split": split, "tier": None, "group": None, "metric": metric, "measured_with": None, **place}
         return {**common, "model": model, **place, "value": value, "selection": rule}
 
     rows = [row("student", "valid", "loss", validation["loss"])]
     if "ood_val" in validation:
         rows.append(row("student", "valid_ood", "acc", validation["ood_val"]))
-    for (model, split), predictions in judged.items():
-        rows += [row(model, split, metric, value) for metric, value in measure(predictions).items()]
-        seen = {g: v for g, v in group_accuracies(predictions).items() if g in predictions.training_groups}
-        rows += [row(model, split, "acc", value, f"y:{y},a:{a}") for (y, a), value in seen.items()]
-    for model in dict.fromkeys(model for model, _ in judged):
+    rows += [row(m.model, m.split, m.metric, m.value, group=m.group, measured_with=m.measured_with) for m in measured]
+    for model in dict.fromkeys(row["model"] for row in rows):
         acc = {r["split"]: r["value"] for r in rows if r["model"] == model and r["metric"] == "acc" and not r["group"]}
         if {"iid", "shift"} <= acc.keys():
             rows.append(row(model, None, "gap", acc["iid"] - acc["shift"]))
     return rows
+
+
+def intervals_of(measured: Iterable[Measurement]) -> dict[str, Any]:
+    """The intervals over samples, by the keys of the rows that they belong to, and how they were made."""
+    places = ("model", "split", "group", "metric", "measured_with")
+    rows = [{**{p: getattr(m, p) for p in places}, **asdict(m.interval)} for m in measured if m.interval is not None]
+    return {"over": "samples", "method": "bca", "level": LEVEL, "draws": DRAWS, "rows": rows}
 
 
 def write_heatmaps(
@@ -322,11 +404,13 @@ def check(config: RunConfig, device: torch.device | str = "cpu") -> dict[str, An
     teacher = None
     if config.teacher is not None:
         ready = _ready_model(config.teacher, benchmark)
-        if ready is None:
+        if config.teacher.train is not None:
             recipe = teacher_config(config)
             check(recipe, device)
-            ready = make_model(recipe.model, benchmark)
-        teacher = _live(ready, config)
+        if config.teacher.store is not None:
+            teacher = stored_teacher(config, ready)
+        else:
+            teacher = _live(ready or make_model(teacher_config(config).model, benchmark), config)
     method = make_method(config, benchmark, teacher)
     if config.not_applicable is not None:
         raise NotGivenError(
@@ -350,7 +434,7 @@ def check(config: RunConfig, device: torch.device | str = "cpu") -> dict[str, An
 
 
 def try_out(config: RunConfig, method: Method, benchmark: Benchmark, device: torch.device | str) -> None:
-    """One loss and one heatmap of two samples: what is refused only when it meets these networks is refused here."""
+    """One loss and the maps of two samples: what is refused only when it meets these networks is refused here."""
     method.place(device)
     stage = method.next_stage()
     if stage is not None:
@@ -358,10 +442,13 @@ def try_out(config: RunConfig, method: Method, benchmark: Benchmark, device: tor
         method.train()
         method(split.batch(torch.arange(min(2, len(split)))).to(device))
     explainer = make_explainer(config.evaluation.explainer)
+    teacher = method.teacher if "teacher" in method.needs else None
+    method.eval()
     if explainer is not None and config.evaluation.heatmaps > 0:
-        teacher = method.teacher if "teacher" in method.needs else None
-        method.eval()
         heatmaps(method.student, teacher, benchmark, ("valid",), explainer, 2, device)
+    if config.evaluation.measure is not None:
+        few = config.evaluation.measure.model_copy(update={"samples": 2})
+        measure_maps(few, method, teacher, benchmark, ("valid",), device)
 
 
 def export_run(folder: RunFolder, out: Path) -> None:

@@ -18,11 +18,12 @@ from hansfree.methods import METHODS
 from hansfree.models import load_model
 from hansfree.models.loading import imported
 from hansfree.report.tables import SUPERVISION
+from hansfree.store import Marked
 from hansfree.training import Training
 
 
 class TeacherConfig(Schema):
-    """Where the teacher comes from: exactly one of ``path``, ``model`` and ``train``."""
+    """Where the teacher comes from: exactly one of ``path``, ``model`` and ``train``, or a store of its answers."""
 
     path: str | None = None
     """A folder that ``hansfree export`` or a run wrote."""
@@ -30,10 +31,25 @@ class TeacherConfig(Schema):
     """A model by name, as under ``model``; ``pretrained: true`` or ``weights`` make it a teacher."""
     train: Section | None = None
     """Train it first: a run of its own, described by what differs from this one."""
+    store: str | None = None
+    """A folder that ``hansfree store make`` wrote, asked in place of the teacher. Where ``path``, ``model`` or
+    ``train`` says which teacher is meant, the store must be that teacher's."""
     seed: int | Literal["each"] = 0
     """Seed of that training; ``each``: the run's own, so that a suite trains one teacher per seed."""
     statistics: Literal["running", "batch"] = "running"
     """``batch``: its normalisation uses the statistics of each batch, as some papers' code does."""
+
+
+class MapsConfig(Schema):
+    """Explanations to be measured, which predictions alone cannot be: agreement of maps, localisation, shifts."""
+
+    explainers: tuple[Section, ...] = Field(min_length=1)
+    """As under ``explainer``; each measures every model."""
+    samples: int = Field(default=500, ge=1)
+    """Per split, drawn once, the same for every model."""
+    shifts: int = Field(default=0, ge=0)
+    """Largest diagonal shift, in pixels, of the curve of similarity under shifts; 0: no curve. e2KD's paper: 16."""
+    batch_size: int = Field(default=50, ge=1)
 
 
 class EvaluationConfig(Schema):
@@ -45,6 +61,8 @@ class EvaluationConfig(Schema):
     """Draws the heatmaps of the report, for every model alike."""
     heatmaps: int = Field(default=10, ge=0)
     """Samples per split whose heatmaps are kept."""
+    measure: MapsConfig | None = None
+    """Explanations to be measured; null: predictions alone."""
     batch_size: int = Field(default=500, ge=1)
 
 
@@ -101,12 +119,26 @@ def make_benchmark(config: RunConfig) -> Benchmark:
         seed = config.seed if config.shots_seed is None else config.shots_seed
         images = few_shots(images, config.shots, seed)
     benchmark = images if config.transfer is None else transferred(benchmark, images)
-    return benchmark if config.augmentation is None else augmented(benchmark, config.augmentation)
+    benchmark = benchmark if config.augmentation is None else augmented(benchmark, config.augmentation)
+    return benchmark if config.teacher is None or config.teacher.store is None else Marked(benchmark)
+
+
+def make_stored_data(config: RunConfig) -> Benchmark:
+    """The benchmark that a store of the config's teacher is about: every training sample, as it stands."""
+    return make_benchmark(config.model_copy(update={"shots": None, "augmentation": None, "teacher": None}))
 
 
 def make_explainer(section: Section | None) -> Explainer | None:
     """The explainer that a section describes."""
     return None if section is None else named(EXPLAINERS, section, "explainer")
+
+
+def spelled(section: Mapping[str, Any]) -> str:
+    """A section on one line: ``lrp epsilon=0.01``, ``smoothgrad explainer=(lrp epsilon=0.01)``."""
+    settings = ((key, value) for key, value in section.items() if key != "name")
+    return " ".join(
+        [section["name"], *(f"{k}=({spelled(v)})" if isinstance(v, Mapping) else f"{k}={v}" for k, v in settings)]
+    )
 
 
 def make_model(section: Section, benchmark: Benchmark) -> Classifier:

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hansfree.errors import UserError
-from hansfree.metrics.explanation_agreement import Maps, Scores, cosine
+from hansfree.metrics.explanation_agreement import Maps, Scores, cosine_defined
 
 
 def shifted(images: Float[Tensor, "b c h w"], shift: int) -> Float[Tensor, "b c h w"]:
@@ -21,6 +21,8 @@ def shifted(images: Float[Tensor, "b c h w"], shift: int) -> Float[Tensor, "b c 
 def shift_similarity(map: Maps, moved: Maps, shift: int) -> Scores:
     """Cosine of ``map`` and of the map of the image moved by ``shift``, where they show the same; 1 at shift 0.
 
+    Undefined where either map is zero there. Raises ``UserError`` for shifts that leave nothing.
+
     Formula. cos(e_0[: h - t, : w - t], e_t[t :, t :])
     Source. e2KD, figure 5 and footnote 2, https://arxiv.org/abs/2402.03119: "similarity of the intersecting area"
     """
@@ -30,7 +32,7 @@ def shift_similarity(map: Maps, moved: Maps, shift: int) -> Scores:
             f"A shift by {shift} pixels leaves nothing of maps of {height} x {width}; choose a shift from 0 to "
             f"{min(height, width) - 1}."
         )
-    return cosine(map[..., : height - shift, : width - shift], moved[..., shift:, shift:])
+    return cosine_defined(map[..., : height - shift, : width - shift], moved[..., shift:, shift:])
 
 
 def shift_equivariance(curves: Float[Tensor, "n shifts"]) -> Float[Tensor, " n"]:
@@ -39,7 +41,7 @@ def shift_equivariance(curves: Float[Tensor, "n shifts"]) -> Float[Tensor, " n"]
     Formula. (1/T) sum_t=1..T cos_t, the mean height of the curve
     Source. Ours, from the curve of e2KD, figure 5, https://arxiv.org/abs/2402.03119
     """
-    return curves[:, 1:].mean(1)
+    return curves[:, 1:].nanmean(1)
 
 
 def period(curves: Float[Tensor, "n shifts"]) -> int | None:
@@ -48,11 +50,12 @@ def period(curves: Float[Tensor, "n shifts"]) -> int | None:
     Among 2, ..., T, the period with the largest contrast, which is the mean similarity at its multiples less that at
     all other shifts, provided that (a) the mean curve is at each multiple no lower than one shift away, which a mere
     decline is not, and (b) the contrast is above three standard errors over samples. 1 where there is none: no shift
-    is better than others. None for fewer than two samples or three shifts.
+    is better than others. None for fewer than two samples whose whole curve is defined, or three shifts.
 
     Formula. argmax_p mean_k s(k p) - mean_t s(t), p not dividing t, under (a) and (b)
     Source. Ours: e2KD reads the period of figure 5 by eye.
     """
+    curves = curves[curves.isfinite().all(1)]
     samples, most = curves.shape[0], curves.shape[1] - 1
     if samples < 2 or most < 3:
         return None

@@ -1,0 +1,200 @@
+"""Every measure of a run, with its interval over samples: of student, teacher and the pair, by the same list.
+
+Predictions are measured always. Maps cost explanations, so they are measured when asked for, on some samples of each
+test split and with any explainers:
+
+    student and teacher against each other    both maps of the teacher's highest class, as e2KD has it
+    each against the mask or the boxes        the map of the label's class
+    each against itself, shifted              the map of its own highest class
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from hansfree.core import Batch, Draws, Explainer, LiveTeacher, Predictions, Split, Target, Teacher
+from hansfree.methods.class_choice import Top
+from hansfree.metrics import EXPLANATION_AGREEMENT, LOCALISATION, METRICS
+from hansfree.metrics.accuracy import members
+from hansfree.metrics.equivariance import period, shift_equivariance, shift_similarity, shifted
+from hansfree.metrics.explanation_agreement import WINDOW, at_size
+from hansfree.metrics.intervals import Interval, intervals
+from hansfree.metrics.localisation import box_mask
+from hansfree.metrics.measure import Sums, mean_of
+
+BY_GROUP = ("acc", "agreement")
+"""What is measured in each group (class, bias) too."""
+
+Scores = dict[tuple[str, str], Tensor]
+"""One number a sample, [n], by (model, metric); of curves one a sample and shift, [n, shifts]."""
+CURVE = "shift_similarity"
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One number, what it is of, and its interval over samples, where it has one."""
+
+    model: str
+    split: str
+    metric: str
+    value: float
+    interval: Interval | None = None
+    group: str | None = None
+    measured_with: str | None = None
+
+
+def together(measured: Mapping[tuple[str, str], Sums | None], split: str, **place: str | None) -> list[Measurement]:
+    """Measurements by (model, metric) of the same samples, their intervals from the same draws."""
+    values = {key: (sums, sums.value) for key, sums in measured.items() if sums is not None}
+    found = {key: value for key, (_, value) in values.items() if value is not None}
+    ends = intervals({key: values[key][0] for key in found})
+    return [Measurement(key[0], split, key[1], value, ends.get(key), **place) for key, value in found.items()]
+
+
+# Predictions --------------------------------------------------------------------------------------------------
+
+
+def of_predictions(judged: Mapping[tuple[str, str], Predictions]) -> list[Measurement]:
+    """Every metric that applies to each model on each split; by group too, for groups that training showed."""
+    found: list[Measurement] = []
+    for split in dict.fromkeys(split for _, split in judged):
+        models = {model: predictions for (model, where), predictions in judged.items() if where == split}
+        found += together({(m, k): metric.sums(p) for m, p in models.items() for k, metric in METRICS.items()}, split)
+        for group, index in _groups(next(iter(models.values()))):
+            parts = {model: _subset(predictions, index) for model, predictions in models.items()}
+            measured = {(m, k): METRICS[k].sums(p) for m, p in parts.items() for k in BY_GROUP}
+            found += together(measured, split, group=group)
+    return found
+
+
+def _groups(predictions: Predictions) -> Iterator[tuple[str, Tensor]]:
+    """The name of each group that training showed, and its samples."""
+    groups, member = members(predictions) or ([], predictions.label)
+    for number, group in enumerate(groups):
+        if group in predictions.training_groups:
+            yield f"y:{group[0]},a:{group[1]}", (member == number).nonzero()[:, 0]
+
+
+def _subset(predictions: Predictions, index: Tensor) -> Predictions:
+    theirs = predictions.teacher_logits
+    return Predictions(
+        predictions.logits[index], predictions.label[index], teacher_logits=None if theirs is None else theirs[index]
+    )
+
+
+# Maps ---------------------------------------------------------------------------------------------------------
+
+Looking = Callable[[Batch, Target, Draws], tuple[Tensor, Tensor]]
+"""A model that explains: logits, and the map over the image."""
+
+
+def of_maps(
+    student: nn.Module,
+    teacher: Teacher | None,
+    split: Split,
+    name: str,
+    explainer: Explainer,
+    *,
+    measured_with: str,
+    samples: int,
+    shifts: int,
+    batch_size: int,
+    device: torch.device | str,
+) -> list[Measurement]:
+    """Measures of the maps that ``explainer`` draws for ``samples`` of the split ``name``, the same for every model.
+
+    ``shifts`` is the largest diagonal shift of the curves of similarity under shifts, 0: none. Each point of a curve
+    is a measurement of its own, in the group ``shift:t``.
+    """
+    if teacher is not None and teacher.lacks(name, explainer) is not None:
+        teacher = None
+    parts = sample(len(split), samples).split(batch_size)
+    found = [scores(student, teacher, split.batch(index).to(device), explainer, shifts) for index in parts]
+    values = {key: torch.cat([part[key] for part in found]).cpu() for key in found[0]}
+    curves = {model: values.pop((model, CURVE)) for model, metric in list(values) if metric == CURVE}
+    values |= {(model, "shift_equivariance"): shift_equivariance(curve) for model, curve in curves.items()}
+    rows = together({key: mean_of(value) for key, value in values.items()}, name, measured_with=measured_with)
+    return rows + list(_of_curves(curves, name, measured_with))
+
+
+def _of_curves(curves: Mapping[str, Tensor], split: str, measured_with: str) -> Iterator[Measurement]:
+    """Each point of each model's curve, and the period."""
+    for shift in range(max((curve.shape[1] for curve in curves.values()), default=0)):
+        at = {(model, CURVE): mean_of(curve[:, shift]) for model, curve in curves.items()}
+        yield from together(at, split, group=f"shift:{shift}", measured_with=measured_with)
+    for model, curve in curves.items():
+        found = period(curve)
+        if found is not None:
+            yield Measurement(model, split, "shift_period", float(found), measured_with=measured_with)
+
+
+def sample(count: int, samples: int) -> Tensor:
+    """At most ``samples`` of ``count`` indices, in order: drawn without replacement, always the same."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(0))[:samples].sort().values
+
+
+@torch.no_grad()
+def scores(student: nn.Module, teacher: Teacher | None, batch: Batch, explainer: Explainer, shifts: int) -> Scores:
+    """Every measure of maps that applies to ``batch``, one number a sample."""
+    drawn = explainer.fixed_draws(batch.index)
+    drawn = drawn if teacher is None else teacher.answerable(explainer, drawn)
+    draws = {key: value.to(batch.index.device) for key, value in drawn.items()}
+    looking = {"student": _looking(student, lambda batch: batch.images, explainer)}
+    if isinstance(teacher, LiveTeacher):
+        looking["teacher"] = _looking(teacher.model, teacher.view, explainer)
+    found: Scores = {}
+    if teacher is not None:
+        answer = teacher.answer(batch, explainer, Top(), draws)
+        _, ours = looking["student"](batch, answer.target, draws)
+        theirs = at_size(answer.map, _size(batch))
+        for name, similarity in EXPLANATION_AGREEMENT.items():
+            if name != "explanation_ssim" or min(_size(batch)) >= WINDOW:
+                found["student", name] = similarity(ours, theirs)
+    mask = _mask(batch)
+    for model, look in looking.items():
+        if mask is not None:
+            _, map = look(batch, batch.label, draws)
+            found |= {(model, name): locate(map, mask) for name, locate in LOCALISATION.items()}
+        if shifts:
+            found[model, CURVE] = curve(look, batch, draws, shifts)
+    return found
+
+
+def curve(look: Looking, batch: Batch, draws: Draws, shifts: int) -> Tensor:
+    """Similarity of each sample's map to that of its image shifted by 0, 1, ..., ``shifts`` pixels, [b, shifts + 1]."""
+    logits, map = look(batch, lambda logits: logits.argmax(1), draws)
+    chosen = logits.argmax(1)
+    moved = [look(_moved(batch, shift), chosen, draws)[1] for shift in range(1, shifts + 1)]
+    return torch.stack([shift_similarity(map, other, shift) for shift, other in enumerate([map, *moved])], 1)
+
+
+def _looking(model: nn.Module, view: Callable[[Batch], Tensor], explainer: Explainer) -> Looking:
+    def look(batch: Batch, target: Target, draws: Draws) -> tuple[Tensor, Tensor]:
+        logits, map = explainer(model, view(batch), target, draws=draws)
+        return logits, at_size(map, _size(batch))
+
+    return look
+
+
+def _size(batch: Batch) -> tuple[int, int]:
+    height, width = batch.images.shape[-2:]
+    return height, width
+
+
+def _mask(batch: Batch) -> Tensor | None:
+    """Where the object is: the first mask, else the boxes of the label's class; None where neither is known."""
+    if batch.label.ndim > 1 or (batch.mask is None and batch.boxes is None):
+        return None
+    if batch.mask is not None:
+        return batch.mask[:, 0]
+    assert batch.boxes is not None
+    return box_mask(batch.boxes, batch.label, _size(batch))
+
+
+def _moved(batch: Batch, shift: int) -> Batch:
+    """The batch with its images shifted, and what a teacher may see in their place."""
+    clean = None if batch.clean is None else shifted(batch.clean, shift)
+    mask = None if batch.mask is None else shifted(batch.mask, shift)
+    return replace(batch, input=shifted(batch.images, shift), clean=clean, mask=mask)
