@@ -68,7 +68,7 @@ def judge(
     for name in splits:
         split = benchmark.split(name)
         student = replace(predictions_of(method, split, batch_size, device), training_groups=sizes)
-        if teacher is not None:
+        if teacher is not None and teacher.lacks(name) is None:
             logits = logits_on(teacher.logits, split, batch_size, device)
             student = replace(student, teacher_logits=logits)
             judged["teacher", name] = replace(student, logits=logits, teacher_logits=None)
@@ -162,11 +162,13 @@ def heatmaps(
         arrays[f"image_{name}"] = (batch.images.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
         arrays[f"index_{name}"], arrays[f"label_{name}"] = batch.index.cpu().numpy(), batch.label.cpu().numpy()
         draws = explainer.fixed_draws(batch.index)
+        if teacher is not None:
+            draws = teacher.answerable(explainer, draws)
         with torch.no_grad():
             logits, map = explainer(student, batch.images, lambda logits: logits.argmax(1), draws=draws)
         arrays[f"map_{name}"] = map.sum(1).cpu().numpy()
         arrays[f"prediction_{name}"] = logits.argmax(1).cpu().numpy()
-        if teacher is not None:
+        if teacher is not None and teacher.lacks(name, explainer) is None:
             answer = teacher.answer(batch, explainer, Top(), draws)
             arrays[f"teacher_map_{name}"] = answer.map.sum(1).cpu().numpy()
             arrays[f"teacher_prediction_{name}"] = answer.target.cpu().numpy()

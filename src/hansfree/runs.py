@@ -372,7 +372,7 @@ def _claim(folder: Path, config_file: Path, config: Mapping[str, Any], *, resume
         held, asked = read_yaml(config_file), yaml.safe_load(text)
         if held != asked:
             raise UserError(
-                f"{folder} holds another run ({_difference(held, asked)}); choose another --out, "
+                f"{folder} holds another run ({difference(held, asked)}); choose another --out, "
                 "or the same settings to continue it."
             )
         if not resume:
@@ -393,12 +393,13 @@ def _remove_leftovers(folder: Path) -> None:
                 leftover.unlink()
 
 
-def _difference(held: Any, asked: Any, key: str = "") -> str:
+def difference(held: Any, asked: Any, key: str = "") -> str:
+    """The first setting in which ``held`` and ``asked`` differ, in words: "`key` is 1 there and 2 here"."""
     if isinstance(held, dict) and isinstance(asked, dict):
         for name in [*asked, *held]:
             here, there = asked.get(name, _MISSING), held.get(name, _MISSING)
             if here != there:
-                return _difference(there, here, f"{key}.{name}" if key else str(name))
+                return difference(there, here, f"{key}.{name}" if key else str(name))
     return f"`{key}` is {_shown(held)} there and {_shown(asked)} here"
 
 
