@@ -53,8 +53,14 @@ class Keeper:
         self.flush()
         if not self.active:
             return
+        fit = step.snapshot()
+        apart = fit.pop("apart")
+        if apart:
+            with atomic_path(_apart(self.folder, steps)) as path:
+                torch.save(apart, path)
         state = {
-            "fit": step.snapshot(),
+            "fit": fit,
+            "apart": bool(apart),
             "best": self.best,
             "steps": steps,
             "metrics_position": self.folder.metrics_position(),
@@ -64,6 +70,8 @@ class Keeper:
             self.folder.last.replace(self.folder.previous)
         with atomic_path(self.folder.last) as path:
             torch.save(state, path)
+        for old in sorted(self.folder.last.parent.glob("apart-*.pt"))[:-2]:  # last.pt and previous.pt have the others
+            old.unlink()
 
     def remedy(self) -> str:
         """What to say after training diverged: the last good checkpoint, and what to try."""
@@ -82,8 +90,15 @@ def load_checkpoint(folder: RunFolder) -> dict[str, Any] | None:
     """The newest checkpoint of a run, None where there is none. Raises ``UserError`` for a damaged one."""
     for path in (folder.last, folder.previous):
         if path.exists():
-            return read_checkpoint(path)
+            state = read_checkpoint(path)
+            state["fit"]["apart"] = read_checkpoint(_apart(folder, state["steps"])) if state.get("apart") else {}
+            return state
     return None
+
+
+def _apart(folder: RunFolder, steps: int) -> Path:
+    """Where a checkpoint after ``steps`` steps keeps what is too large to stand in it."""
+    return folder.last.with_name(f"apart-{steps:010d}.pt")
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -497,6 +497,10 @@ class Method(nn.Module, ABC):
     def observe(self, batch: Batch, terms: Mapping[str, Tensor]) -> None:
         """Called after each training step only: group weights, running losses, memory banks, assignments."""
 
+    def apart(self) -> dict[str, Tensor]:
+        """State too large for every checkpoint: buffers that are not persistent, kept in a file for resuming alone."""
+        return {}
+
     def predict(self, input: Tensor) -> Float[Tensor, "b classes"]:
         """Logits that are judged."""
         return self.student(input)

@@ -126,6 +126,8 @@ def fit(
         seed_everything(seed + accelerator.process_index)
     else:
         method.load_state_dict(resume["method"])
+        for name, state in method.apart().items():
+            state.copy_(resume["apart"][name])
     method.place(accelerator.device)
     while (stage := method.next_stage()) is not None:
         yield from _fit_stage(method, benchmark.split(stage.split), stage, training, seed, accelerator, resume)
@@ -170,6 +172,7 @@ def _fit_stage(
     def snapshot() -> Snapshot:
         state = {
             "method": method.state_dict(),
+            "apart": method.apart(),
             "optimiser": optimiser.state_dict(),
             "schedule": schedule.state_dict(),
             "random": random_state(),

@@ -1,9 +1,13 @@
 """Training methods: one paper, one file. The module docstring of each is its method card."""
 
 from hansfree.core import Method
+from hansfree.methods.at import AT
 from hansfree.methods.attention_distillation import AttentionDistillation
+from hansfree.methods.cat_kd import CATKD
+from hansfree.methods.crd import CRD
 from hansfree.methods.dfr import DFR
 from hansfree.methods.dl_dl import DLDL
+from hansfree.methods.e2kd import E2KD
 from hansfree.methods.erm import ERM
 from hansfree.methods.explanation_distillation import ExplanationDistillation
 from hansfree.methods.feature_distillation import FeatureDistillation
@@ -14,11 +18,13 @@ from hansfree.methods.group_dro import GroupDRO
 from hansfree.methods.irm import IRM
 from hansfree.methods.isnet import ISNet
 from hansfree.methods.jtt import JTT
+from hansfree.methods.kd import KD
 from hansfree.methods.label_smoothing import LabelSmoothing
 from hansfree.methods.mixup import Mixup
 from hansfree.methods.output_distillation import OutputDistillation
 from hansfree.methods.pgi import PGI
 from hansfree.methods.resampling import ClassResampling, ClassReweighting, Resampling, Reweighting
+from hansfree.methods.review_kd import ReviewKD
 from hansfree.methods.rrr import RRR
 
 METHODS: dict[str, type[Method]] = {
@@ -31,6 +37,12 @@ METHODS: dict[str, type[Method]] = {
     "grad-cam-distillation": GradCAMDistillation,
     "explanation-distillation": ExplanationDistillation,
     "dl-dl": DLDL,
+    "kd": KD,
+    "e2kd": E2KD,
+    "at": AT,
+    "cat-kd": CATKD,
+    "review-kd": ReviewKD,
+    "crd": CRD,
     "rrr": RRR,
     "isnet": ISNet,
     "gain": GAIN,
@@ -47,13 +59,18 @@ METHODS: dict[str, type[Method]] = {
 }
 
 __all__ = [
+    "AT",
+    "CATKD",
+    "CRD",
     "DFR",
     "DLDL",
+    "E2KD",
     "ERM",
     "GAIN",
     "GALS",
     "IRM",
     "JTT",
+    "KD",
     "METHODS",
     "PGI",
     "RRR",
@@ -69,5 +86,6 @@ __all__ = [
     "Mixup",
     "OutputDistillation",
     "Resampling",
+    "ReviewKD",
     "Reweighting",
 ]

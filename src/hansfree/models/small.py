@@ -44,13 +44,14 @@ class SmallCNN(_PooledHead):
         inputs = (channels, *widths[:-1])
         self.convs = nn.ModuleList(nn.Conv2d(i, o, 3, padding=1, bias=conv_bias) for i, o in zip(inputs, widths))
         self.norms = nn.ModuleList(normalisation(norm, width) for width in widths)
+        self.relus = nn.ModuleList(nn.ReLU() for _ in widths)  # layers, so that what a level gives has a name
         self.fc = nn.Linear(widths[-1], num_classes)
         start_like_he(self)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """[b, channels, h, w] to [b, widths[-1], h / 2^(n-1), w / 2^(n-1)]."""
-        for level, (conv, norm) in enumerate(zip(self.convs, self.norms)):
-            x = F.relu(norm(conv(x if level == 0 else F.avg_pool2d(x, 2))))
+        for level, (conv, norm, relu) in enumerate(zip(self.convs, self.norms, self.relus)):
+            x = relu(norm(conv(x if level == 0 else F.avg_pool2d(x, 2))))
         return x
 
 

@@ -1,0 +1,104 @@
+"""Class attention transfer: the student's class activation maps match the teacher's, for all classes.
+
+Formula. ``L = weight * mse(n(A_S), n(A_T)) + label_weight * CE(s, y)`` with the class activation maps
+``A_k = sum_c W_kc f_c`` of the last feature map f, average-pooled to ``resolution`` x ``resolution``; n divides the
+map of each class by its L2 norm over space. The mean of squares is over samples, classes and pixels.
+
+Source. Guo, Yan, Li & Lin, Class attention transfer based knowledge distillation, CVPR 2023,
+https://arxiv.org/abs/2304.12777; the defaults are those of its published code for CIFAR-100 (2 x 2, weight 400). Its
+ImageNet setting is ``weight: 0.5, resolution: 4, normalised: false``. As a rival of e2KD: Parchami-Araghi et al., 2024,
+https://arxiv.org/abs/2402.03119.
+
+Deviations. The published networks are rebuilt so that a 1x1 convolution without bias stands before the pooling; here
+any network that averages its last feature map and ends in one linear layer does as it is, and its bias is left out of
+the maps, as there. Others are refused.
+
+Supervision. A teacher; labels unless label_weight is 0.
+
+Cost. The teacher's forward pass on top of an ERM step, and a 1x1 convolution for each.
+"""
+
+from typing import final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hansfree.core import Batch, InputSpec, Setup
+from hansfree.errors import UserError
+from hansfree.methods.distiller import Distiller, check_weight, last_layer
+from hansfree.methods.matched_layers import FeatureLayer, Seen, Watched, find_layers
+
+
+def class_attention_transfer(
+    student: Float[Tensor, "b classes h w"],
+    teacher: Float[Tensor, "b classes h2 w2"],
+    resolution: int = 2,
+    normalised: bool = True,
+) -> Float[Tensor, ""]:
+    """Mean squared difference of class activation maps, pooled to one size and each normalised over space."""
+    ours, theirs = (F.adaptive_avg_pool2d(map.float(), resolution).flatten(2) for map in (student, teacher))
+    return F.mse_loss(F.normalize(ours, dim=2), F.normalize(theirs, dim=2)) if normalised else F.mse_loss(ours, theirs)
+
+
+@final
+class CATKD(Distiller):
+    """Match the teacher's class activation maps."""
+
+    def __init__(
+        self,
+        setup: Setup,
+        *,
+        weight: float = 400.0,
+        label_weight: float = 1.0,
+        resolution: int = 2,
+        normalised: bool = True,
+    ) -> None:
+        super().__init__(setup, label_weight=label_weight)
+        check_weight(weight)
+        if resolution < 1 or (normalised and resolution < 2):
+            raise UserError(
+                f"method.resolution must be 2 or above, not {resolution}: one pixel, normalised, is always 1 or -1."
+            )
+        self.weight, self.resolution, self.normalised = weight, resolution, normalised
+        self.layers = _pooled_layer(self.student, setup.input, "student")
+        self.teacher_layers = _pooled_layer(self.teacher.model, setup.input, "teacher")
+
+    def terms(self, batch: Batch, ours: Seen, theirs: Seen) -> dict[str, Tensor]:
+        """``{"class-attention": weight * mse}`` and, where it has a weight, ``"label"``."""
+        maps = (
+            activation_maps(model, seen.maps[0]) for model, seen in ((self.student, ours), (self.teacher.model, theirs))
+        )
+        distance = class_attention_transfer(*maps, resolution=self.resolution, normalised=self.normalised)
+        return {"class-attention": self.weight * distance, **self.label_term(batch, ours.logits)}
+
+
+def activation_maps(model: nn.Module, features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b classes h w"]:
+    """``sum_c W_kc features_c`` with the weights of the model's last layer."""
+    layer = last_layer(model, "model")
+    assert isinstance(layer, nn.Linear)
+    return F.conv2d(features, layer.weight[:, :, None, None])
+
+
+def _pooled_layer(model: nn.Module, input: InputSpec, role: str) -> tuple[FeatureLayer]:
+    """The layer whose output the model averages. Raises ``UserError`` where its logits are not made that way."""
+    layer, found = last_layer(model, role), find_layers(model, input)[-1]
+    refused = UserError(
+        f"cat-kd needs a {role} that averages its last feature map, of more than one pixel, and ends in one linear "
+        "layer; choose another network or another method."
+    )
+    if not isinstance(layer, nn.Linear) or found.channels != layer.in_features:
+        raise refused
+    watched = Watched(model, [found])
+    modes = {module: module.training for module in watched.model.modules()}
+    watched.model.eval()
+    images = torch.linspace(0, 1, input.channels * input.height * input.width, device=layer.weight.device)
+    with torch.no_grad():
+        logits, maps, _ = watched.seen(watched.model(images.view(1, input.channels, input.height, input.width)))
+        pooled = activation_maps(model, maps[0]).mean((2, 3)) + (0 if layer.bias is None else layer.bias)
+    for module, mode in modes.items():
+        module.training = mode
+    if not torch.allclose(pooled, logits, rtol=1e-3, atol=1e-4 * float(logits.abs().max())):
+        raise refused
+    return (found,)
