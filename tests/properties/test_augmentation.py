@@ -106,6 +106,18 @@ def test_a_move_by_whole_pixels():
     assert apply_view(map, view_of(shifts(numbers(0.6), numbers(0)))).abs().max() < 1e-9  # out of the image
 
 
+def test_a_turn_keeps_distances_in_an_image_that_is_no_square():
+    quarter = view_of(rotations(numbers(90), 6, 10))
+    torch.testing.assert_close(apply_view(delta((6, 10), 2, 6), quarter), delta((6, 10), 1, 4))  # 1.5 right: 1.5 up
+    assert apply_view(delta((6, 10), 2, 9), quarter).max() < 1e-9  # turned out of sight
+
+
+def test_what_lies_outside_of_the_image_is_black():
+    white = torch.ones(1, 1, 8, 8, dtype=torch.float64)
+    moved = apply_view(white, view_of(shifts(numbers(0.25), numbers(0))))[0, 0]
+    assert (moved[:, :2] == 0).all() and (moved[:, 2:] == 1).all()
+
+
 def test_rotated_first_then_cropped_then_flipped():
     # By hand, on 8 x 8: (1, 6) turns to (1, 1), the upper left quarter shows it in rows and columns 2 and 3, and the
     # flip puts it in columns 4 and 5.
@@ -336,18 +348,18 @@ def test_boxes_by_hand():
 
 
 def test_windows_have_the_area_and_the_shape_that_was_asked_for():
-    across, down = window((0.2, 0.7), (0.75, 4 / 3), 20, 20, 5000, seeded())  # all of them fit
+    across, down = window((0.2, 0.7), (0.9, 4 / 3), 20, 20, 5000, seeded())  # all of them fit
     assert stats.kstest((across * down).numpy(), stats.uniform(0.2, 0.5).cdf).pvalue > 1e-3
     shape = (across / down).log().numpy()
-    assert stats.kstest(shape, stats.uniform(math.log(0.75), 2 * math.log(4 / 3)).cdf).pvalue > 1e-3
+    assert stats.kstest(shape, stats.uniform(math.log(0.9), math.log(4 / 3 / 0.9)).cdf).pvalue > 1e-3
 
 
 def test_windows_that_stick_out_are_drawn_again_as_torchvision_does():
     crop = import_torchvision("torchvision.transforms").RandomResizedCrop
     torch.manual_seed(0)
     image = torch.empty(1, 2000, 3000)
-    theirs = np.array([crop.get_params(image, [0.3, 1.0], [0.75, 4 / 3])[2:] for _ in range(2000)]) / image.shape[1:]
-    across, down = window((0.3, 1), (0.75, 4 / 3), 2000, 3000, 4000, seeded())
+    theirs = np.array([crop.get_params(image, [0.3, 1.0], [0.9, 4 / 3])[2:] for _ in range(2000)]) / image.shape[1:]
+    across, down = window((0.3, 1), (0.9, 4 / 3), 2000, 3000, 4000, seeded())
     assert across.max() <= 1 and down.max() <= 1
     assert stats.ks_2samp(theirs[:, 0], down.numpy()).pvalue > 1e-3
     assert stats.ks_2samp(theirs[:, 1], across.numpy()).pvalue > 1e-3
