@@ -1,8 +1,11 @@
 import inspect
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from hansfree.benchmarks.photographs import DATA_SET, FILES
 from hansfree.core import Batch, Benchmark, Classifier, InputSpec, Setup, Split, Teacher
 from hansfree.explainers import LRP
 from hansfree.methods import METHODS
@@ -97,6 +100,24 @@ def wants_explainer(name) -> bool:
 
 def network(name, **options) -> Classifier:
     return load_model(name, num_classes=3, options={"widths": [4, 6], **options})
+
+
+@pytest.fixture(scope="session")
+def photographs(tmp_path_factory):
+    """A data root with tiny pictures where the packages lay their photographs: what a test without them reads."""
+    root = tmp_path_factory.mktemp("data")
+    random = np.random.default_rng(0)
+    for number, file in enumerate(FILES):
+        path = root / DATA_SET / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        is_scene = "stamps" not in file
+        height, width = (30, 40) if is_scene else (20 + number % 9, 18 + number % 7)
+        colours = random.integers(40, 256, (height, width, 3), dtype=np.uint8)
+        alpha = np.zeros((height, width, 1), np.uint8)
+        alpha[2:-2, 3:-3] = 255
+        pixels = colours if is_scene else np.concatenate([colours, alpha], 2)
+        Image.fromarray(pixels).save(path, "PNG")
+    return root
 
 
 def pytest_addoption(parser):

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,9 +18,20 @@ def name(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
+SMALL = {"size": 24, "train": 64, "valid": 32, "test": 64}
+SETTINGS = {"objects-on-scenes": SMALL, "accessories": SMALL}
+
+
 @pytest.fixture(scope="module")
-def benchmark(name: str) -> Benchmark:
-    return BENCHMARKS[name]()
+def make(name: str, photographs: Path) -> Iterator[Callable[[], Benchmark]]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HANSFREE_DATA", str(photographs))
+        yield lambda: BENCHMARKS[name](**SETTINGS.get(name, {}))
+
+
+@pytest.fixture(scope="module")
+def benchmark(make: Callable[[], Benchmark]) -> Benchmark:
+    return make()
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -77,8 +90,8 @@ def test_gives_what_it_says_and_nothing_else(benchmark):
             assert batch.clean.min() >= 0 and batch.clean.max() <= 1
 
 
-def test_is_the_same_when_made_again(name, benchmark):
-    again = BENCHMARKS[name]()
+def test_is_the_same_when_made_again(make, benchmark):
+    again = make()
     for split in benchmark.split_names():
         index = torch.arange(min(50, len(benchmark.split(split))))
         first, second = benchmark.split(split), again.split(split)
