@@ -394,33 +394,8 @@ def reevaluate(folder: RunFolder, *, device: str | None = None) -> dict[str, Any
 
 
 def check(config: RunConfig, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Build everything that ``config`` names, try it out on two samples, train nothing, and say what would be done.
-
-    Mistakes show here, before a teacher is trained for an hour. Raises ``UserError``, and ``NotGivenError`` where
-    the data or the networks do not give what the method needs.
-    """
-    benchmark = make_benchmark(config)
-    model = make_model(config.model, benchmark)
-    teacher = None
-    if config.teacher is not None:
-        ready = _ready_model(config.teacher, benchmark)
-        if config.teacher.train is not None:
-            recipe = teacher_config(config)
-            check(recipe, device)
-        if config.teacher.store is not None:
-            teacher = stored_teacher(config, ready)
-        else:
-            teacher = _live(ready or make_model(teacher_config(config).model, benchmark), config)
-    method = make_method(config, benchmark, teacher)
-    if config.not_applicable is not None:
-        raise NotGivenError(
-            f"The config calls this run not applicable ({config.not_applicable}); take not_applicable out to make it.",
-            config.not_applicable,
-        )
-    for name in config.evaluation.splits or ():
-        if name not in benchmark.split_names():
-            raise unknown("split", name, benchmark.split_names())
-    try_out(config, method, benchmark, device)
+    """Build everything that ``config`` names, train nothing, and say what would be done. Raises as :func:`built`."""
+    benchmark, method = built(config, device)
     split = benchmark.split("train")
     per_epoch = max(1, len(split) // min(config.training.batch_size, len(split)))
     return {
@@ -428,9 +403,38 @@ def check(config: RunConfig, device: torch.device | str = "cpu") -> dict[str, An
         "needs": ", ".join(sorted(needs_of(config))) or "nothing beyond labels",
         "selection": selection_rule(config, method),
         "data": f"{config.benchmark['name']}, {len(split)} training samples, {len(benchmark.classes)} classes",
-        "model": f"{config.model['name']}, {sum(p.numel() for p in model.parameters()):,} parameters",
+        "model": f"{config.model['name']}, {sum(p.numel() for p in method.student.parameters()):,} parameters",
         "steps": config.training.total_steps(per_epoch),
     }
+
+
+def built(config: RunConfig, device: torch.device | str = "cpu") -> tuple[Benchmark, Method]:
+    """Everything that ``config`` names, tried out on two samples; a teacher that must be trained is an untrained one.
+
+    Mistakes show here, before a teacher is trained for an hour. Raises ``UserError``, and ``NotGivenError`` where
+    the data or the networks do not give what the method needs.
+    """
+    benchmark = make_benchmark(config)
+    teacher = None
+    if config.teacher is not None:
+        ready = _ready_model(config.teacher, benchmark)
+        untrained = None if config.teacher.train is None else built(teacher_config(config), device)[1].student
+        if config.teacher.store is not None:
+            teacher = stored_teacher(config, ready)
+        elif (model := ready or untrained) is not None:
+            teacher = _live(model, config)
+    method = make_method(config, benchmark, teacher)
+    if config.not_applicable is not None:
+        raise NotGivenError(
+            f"The config calls this run not applicable ({config.not_applicable}); take not_applicable out to make it.",
+            config.not_applicable,
+        )
+    config.training.total_steps(1)  # refuses training without a length
+    for name in config.evaluation.splits or ():
+        if name not in benchmark.split_names():
+            raise unknown("split", name, benchmark.split_names())
+    try_out(config, method, benchmark, device)
+    return benchmark, method
 
 
 def try_out(config: RunConfig, method: Method, benchmark: Benchmark, device: torch.device | str) -> None:
