@@ -166,6 +166,14 @@ def test_marks_of_different_classes_do_not_touch():
     assert marked(cue, cue, 28, 28).sum(0).max() == 1
 
 
+def test_a_mark_may_be_larger_and_is_never_covered():
+    benchmark = small(shortcut="mark", mark_side=4)
+    images = benchmark.split("shift").batch(torch.arange(30)).images
+    cue = benchmark.split("shift").cue[:30]
+    square = marked(cue, cue, 28, 28, side=4)
+    assert (square.sum((1, 2, 3)) == 3 * 16).all() and (images[square == 1] == 1).all()
+
+
 # What is drawn anew
 
 
@@ -211,6 +219,8 @@ def test_noise_is_what_a_teacher_with_that_input_sees_but_for_soft_edges():
         ({"bias_ratio": 1.2}, "benchmark.bias_ratio is 1.2; give a number from 0 to 1"),
         ({"shortcut": "color"}, "benchmark.shortcut 'color'; did you mean 'colour'"),
         ({"ground": "noyse"}, "benchmark.ground 'noyse'; did you mean 'noise'"),
+        ({"mark_side": 0}, "benchmark.mark_side is 0"),
+        ({"shortcut": "mark", "mark_side": 9}, "use a smaller mark_side"),
         ({"source": "mnst"}, "did you mean 'mnist'"),
         ({"limit": 2}, "No digits are left for"),
         ({"shortcut": "mark", "classes": [f"class {i}" for i in range(40)]}, "no room for 40 classes"),

@@ -1,9 +1,10 @@
-"""Data with a known shortcut, by name."""
+"""Data by name, most of them with a known shortcut."""
 
 from hansfree.benchmarks.accessories import Accessories
 from hansfree.benchmarks.coloured_digits import ColouredDigits
 from hansfree.benchmarks.mnist_background import MNISTBackground
 from hansfree.benchmarks.objects_on_scenes import ObjectsOnScenes
+from hansfree.benchmarks.plain_digits import PlainDigits
 from hansfree.core import Benchmark
 
 BENCHMARKS: dict[str, type[Benchmark]] = {
@@ -11,6 +12,7 @@ BENCHMARKS: dict[str, type[Benchmark]] = {
     "mnist-background": MNISTBackground,
     "objects-on-scenes": ObjectsOnScenes,
     "accessories": Accessories,
+    "digits": PlainDigits,
 }
 
-__all__ = ["BENCHMARKS", "Accessories", "ColouredDigits", "MNISTBackground", "ObjectsOnScenes"]
+__all__ = ["BENCHMARKS", "Accessories", "ColouredDigits", "MNISTBackground", "ObjectsOnScenes", "PlainDigits"]

@@ -7,7 +7,7 @@ whatever the ground shows. Three grounds, each ruled by one number t, the cue, o
 
     colour:   one colour everywhere, of hue t
     texture:  grey stripes whose direction is t half turns, at a random phase
-    mark:     black, but for a small white square at t of the way around the border
+    mark:     black, but for a small white square at t of the way around the border, before the object
 
 Source. The MNIST background bias of Bassi, Cavalli & Decherchi, "Explanation is all you need in distillation:
 mitigating bias and shortcut learning", 2024, https://arxiv.org/abs/2407.09788, is named there and not defined, and
@@ -27,6 +27,7 @@ is uniform in [0, 1), drawn anew at every access to ``train`` and fixed elsewher
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, final
 
@@ -155,8 +156,8 @@ class MNISTBackground(Benchmark):
     Data: ``source``, ``root``, ``prefix``, ``classes``, ``limit``, ``valid``, ``test`` and ``split_seed`` as of
     coloured-digits: the same digits, divided in the same way.
 
-    Background: ``shortcut`` is the ground's colour, texture (stripes) or mark (a small white square on the border);
-    ``bias_ratio`` is the share of training samples with their class's own cue, the others have another class's;
+    Background: ``shortcut`` is the ground's colour, texture (stripes) or mark (a white square of ``mark_side`` pixels on
+    the border, never covered by the object); ``bias_ratio`` is the share of training samples with their class's own cue, the others have another class's;
     ``cue_seed`` decides every random choice.
 
     ``ground: random`` and ``ground: noise`` are for teachers: train and valid get grounds of any cue without regard
@@ -181,6 +182,7 @@ class MNISTBackground(Benchmark):
         shortcut: Literal["colour", "texture", "mark"] = "colour",
         bias_ratio: int | float = 1.0,
         ground: Literal["biased", "random", "noise"] = "biased",
+        mark_side: int = 2,
         cue_seed: int = 0,
     ) -> None:
         known("shortcut", shortcut, GROUNDS)
@@ -188,15 +190,17 @@ class MNISTBackground(Benchmark):
         between("bias_ratio", bias_ratio, 0, 1)
         self._bias_ratio, self._cue_seed = bias_ratio, cue_seed
         self._shows: Literal["biased", "random", "noise"] = ground
-        self._ground = GROUNDS[shortcut]
+        self._ground = partial(marked, side=mark_side) if shortcut == "mark" else GROUNDS[shortcut]
         self._digits = read_digits(source, root=root, prefix=prefix, classes=classes)
         self.classes = self._digits.classes
         height, width = self._digits.grey.shape[1:]
         self.input = InputSpec(3, height, width)
-        if shortcut == "mark" and 2 * (height + width) - 8 < 3 * len(self.classes):
+        if mark_side < 1:
+            raise UserError(f"benchmark.mark_side is {mark_side}; give 1 or more pixels.")
+        if shortcut == "mark" and 2 * (height + width - 2 * mark_side) < (mark_side + 1) * len(self.classes):
             raise UserError(
                 f"benchmark.shortcut 'mark' finds no room for {len(self.classes)} classes around images of "
-                f"{height} x {width} pixels; use shortcut: colour or texture."
+                f"{height} x {width} pixels; use a smaller mark_side, or shortcut: colour or texture."
             )
         self._parts = divide(self._digits, limit=limit, valid=valid, test=test, seed=split_seed)
         own = (f"cue of {name}" for name in self.classes)
@@ -206,7 +210,7 @@ class MNISTBackground(Benchmark):
         self._options = {
             "source": source, "root": None if root is None else str(root), "prefix": prefix, "limit": limit,
             "valid": valid, "test": test, "split_seed": split_seed, "shortcut": shortcut, "bias_ratio": bias_ratio,
-            "ground": ground, "cue_seed": cue_seed,
+            "ground": ground, "mark_side": mark_side, "cue_seed": cue_seed,
         }  # fmt: skip
 
     def split(self, name: str) -> BackgroundSplit:
