@@ -156,9 +156,9 @@ class MNISTBackground(Benchmark):
     Data: ``source``, ``root``, ``prefix``, ``classes``, ``limit``, ``valid``, ``test`` and ``split_seed`` as of
     coloured-digits: the same digits, divided in the same way.
 
-    Background: ``shortcut`` is the ground's colour, texture (stripes) or mark (a white square of ``mark_side`` pixels on
-    the border, never covered by the object); ``bias_ratio`` is the share of training samples with their class's own cue, the others have another class's;
-    ``cue_seed`` decides every random choice.
+    Background: ``shortcut`` is the ground's colour, texture (stripes) or mark (a white square of ``mark_side`` pixels
+    on the border, never covered by the object); ``bias_ratio`` is the share of training samples with their class's own
+    cue, the others have another class's; ``cue_seed`` decides every random choice.
 
     ``ground: random`` and ``ground: noise`` are for teachers: train and valid get grounds of any cue without regard
     to the class, or uniform noise in the ground's place, drawn anew at every access to train; the test splits stay.
