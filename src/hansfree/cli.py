@@ -1,4 +1,4 @@
-"""The command line: run suite evaluate explain report list doctor export."""
+"""The command line: run suite evaluate explain report list doctor export store."""
 
 import json
 import sys
@@ -26,6 +26,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+store = typer.Typer(help="Frozen explanations: a teacher's answers on disk.", no_args_is_help=True)
+app.add_typer(store, name="store", epilog="Example: hansfree store make --help")
 out = Console()
 err = Console(stderr=True)
 
@@ -254,6 +256,70 @@ def export_command(
 
     export_run(RunFolder(run), folder)
     out.print(f"Model: {folder}", soft_wrap=True)
+
+
+@store.command("make", epilog="Example: hansfree store make configs/smoke.yaml --explainer grad-cam --out stores/smoke")
+def store_make_command(
+    config: Config,
+    folder: Annotated[Path, typer.Option("--out", help="Folder for the store.")],
+    settings: Settings = None,
+    explainer: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--explainer", help="NAME or NAME:key=value,... May be repeated.", show_default="the config's, if any"
+        ),
+    ] = None,
+    epsilon: Annotated[
+        list[float] | None,
+        typer.Option("--epsilon", help="Of explainers that have one. May be repeated.", show_default="their own"),
+    ] = None,
+    classes: Annotated[
+        str, typer.Option("--classes", help="Maps of each sample's top class, of its top-K, or of all.")
+    ] = "top",
+    top_logits: Annotated[
+        int | None, typer.Option("--top-k-logits", min=1, help="Keep the K largest logits.", show_default="all")
+    ] = None,
+    dtype: Annotated[
+        Literal["float32", "float16", "int8"], typer.Option("--dtype", help="How maps are kept.")
+    ] = "float16",
+    splits: Annotated[
+        list[str] | None,
+        typer.Option("--split", help="A test split to store as well. May be repeated.", show_default="train, valid"),
+    ] = None,
+    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Processes.")] = 1,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images at a time.")] = 64,
+    device: Device = None,
+) -> None:
+    """Store the answers of a run's teacher about its data; run it again to go on after an interruption."""
+    from hansfree.config import apply_overrides, parse
+    from hansfree.explaining.look import explainer_of
+    from hansfree.freezing import Request, asked_classes, make_store, size_in_words
+    from hansfree.parts import RunConfig, make_explainer
+    from hansfree.runs import read_yaml
+
+    parsed = parse(RunConfig, apply_overrides(read_yaml(config), settings or []), f"the config {config}")
+    own = make_explainer(parsed.explainer)
+    explainers = [explainer_of(text) for text in explainer] if explainer else [] if own is None else [own]
+    request = Request(
+        tuple(explainers), tuple(epsilon or ()), asked_classes(classes), top_logits, dtype, tuple(splits or ())
+    )
+    with _progress(f"what is done is kept in {folder}, and the same command goes on from there.") as bars:
+        made = make_store(parsed, request, folder, jobs=jobs, batch_size=batch_size, device=device, watch=bars.step)
+    for line in [*size_in_words(made), f"Store: {folder}"]:
+        out.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+@store.command("check", epilog="Example: hansfree store check stores/smoke")
+def store_check_command(folder: Annotated[Path, typer.Argument(help="A finished store.")]) -> None:
+    """Compare every file of a store with its checksum, and say what it holds."""
+    from hansfree.freezing import size_in_words
+    from hansfree.store.files import check_sums, open_files
+
+    found = open_files(folder)
+    with _progress("nothing was changed.") as bars:
+        check_sums(found, lambda done, total: bars.step("bytes", done, total))
+    for line in [*size_in_words(found), f"All files of {folder} are as they were written."]:
+        out.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 # Talking ------------------------------------------------------------------------------------------------------

@@ -5,9 +5,11 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from multiprocessing import get_context
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import Any, final
 
@@ -23,7 +25,21 @@ from hansfree.parts import RunConfig, make_stored_data
 from hansfree.runs import RunFolder, atomic_path
 from hansfree.store import Dtype, Store
 from hansfree.store.answers import HEAD, IMAGES
-from hansfree.store.files import CHUNK, SCHEMA, begin, chunks, done, encoded, fields_of, finish, shard_rows, write
+from hansfree.store.files import (
+    CHUNK,
+    SCHEMA,
+    SHARD_BYTES,
+    begin,
+    chunks,
+    done,
+    encoded,
+    fields_of,
+    finish,
+    is_finished,
+    open_files,
+    shard_rows,
+    write,
+)
 from hansfree.store.identity import data_of, described, digest_of_model, images_of, record_of, split_epsilon
 from hansfree.training import make_accelerator
 
@@ -72,16 +88,39 @@ def make_store(
         config = config.model_copy(update={"teacher": trained})
     place = make_accelerator(device=device).device
     teacher.place(place)
-    store = begin(out, planned(teacher, benchmark, request))
-    if not (out / "meta.json").is_file():
-        _write_small(store, teacher, benchmark)
-        if jobs == 1:
-            for split, rows in waiting(store):
-                answer_chunk(store, teacher, benchmark, request, split, rows, batch_size)
-                watch("samples", *_progress(store))
-        else:
+    if jobs == 1:
+        return freeze(teacher, benchmark, request, out, batch_size=batch_size, watch=watch)
+    with _making(teacher, benchmark, request, out, watch) as store:
+        if any(waiting(store)):
             _in_processes(config, request, store, jobs, batch_size, str(place), watch)
-    return finish(store, lambda done, total: watch("checksums", done, total))
+    return open_files(out)
+
+
+def freeze(
+    teacher: Teacher,
+    benchmark: Benchmark,
+    request: Request,
+    out: Path,
+    *,
+    batch_size: int = 64,
+    watch: Watch = lambda what, done, total: None,
+) -> Store:
+    """Store the answers of a live ``teacher`` about ``benchmark`` in ``out``; goes on where it was stopped."""
+    with _making(teacher, benchmark, request, out, watch) as store:
+        for split, rows in waiting(store):
+            answer_chunk(store, teacher, benchmark, request, split, rows, batch_size)
+            watch("samples", *_progress(store))
+    return open_files(out)
+
+
+@contextmanager
+def _making(teacher: Teacher, benchmark: Benchmark, request: Request, out: Path, watch: Watch) -> Iterator[Store]:
+    """A store that is begun, and finished when the block ends well."""
+    store = begin(out, planned(teacher, benchmark, request))
+    if not is_finished(store):
+        _write_small(store, teacher, benchmark)
+    yield store
+    finish(store, lambda done, total: watch("checksums", done, total))
 
 
 def _alone(config: RunConfig) -> RunConfig:
@@ -138,7 +177,7 @@ def planned(teacher: Teacher, benchmark: Benchmark, request: Request) -> dict[st
         "splits": {name: data_of(benchmark.split(name)) for name in dict.fromkeys(names)},
     }
     about["chunk"] = CHUNK
-    about["shard_rows"] = shard_rows(fields_of(about, "train"))
+    about["shard_rows"] = shard_rows(fields_of(about, "train"), CHUNK, SHARD_BYTES)
     return json.loads(json.dumps(about))
 
 
@@ -197,9 +236,9 @@ def _write_small(store: Store, teacher: Teacher, benchmark: Benchmark) -> None:
 
 def waiting(store: Store) -> Iterator[tuple[str, range]]:
     """Split and rows of each chunk that is not done yet."""
-    for split in store.splits:
+    for split in () if is_finished(store) else store.splits:
         marks = done(store, split)
-        yield from ((split, rows) for rows in chunks(store.rows(split)) if not marks[rows.start // CHUNK])
+        yield from ((split, rows) for number, rows in enumerate(chunks(store, split)) if not marks[number])
 
 
 @torch.no_grad()
@@ -251,11 +290,12 @@ def _in_processes(
     config: RunConfig, request: Request, store: Store, jobs: int, batch_size: int, device: str, watch: Watch
 ) -> None:
     context = get_context("spawn")
+    said = context.SimpleQueue()
     threads = max(1, torch.get_num_threads() // jobs)
     workers = [
         context.Process(
             target=_work,
-            args=(config.model_dump(), request, store.path, store.about, rank, jobs, batch_size, device, threads),
+            args=(config.model_dump(), request, store.path, store.about, rank, jobs, batch_size, device, threads, said),
             daemon=True,
         )
         for rank in range(jobs)
@@ -273,10 +313,8 @@ def _in_processes(
     watch("samples", *_progress(store))
     failed = next((worker.exitcode for worker in workers if worker.exitcode), None)
     if failed is not None:
-        raise RunError(
-            f"A process that stores answers died (exit status {failed}); what is done is kept in {store.path}, and the "
-            "same command goes on from there."
-        )
+        reason = f"A process that stores answers died (exit status {failed})" if said.empty() else said.get()
+        raise RunError(f"{reason}; what is done is kept in {store.path}, and the same command goes on from there.")
 
 
 def _work(
@@ -289,27 +327,33 @@ def _work(
     batch_size: int,
     device: str,
     threads: int,
+    said: "SimpleQueue[str]",
 ) -> None:
     """Each chunk whose number leaves ``rank`` when divided by ``jobs``; gives up when its parent has gone."""
     parent = os.getppid()
     torch.set_num_threads(threads)
-    parsed, store = RunConfig.model_validate(config), Store(path, about)
-    benchmark = make_stored_data(parsed)
-    teacher = make_teacher(parsed, benchmark, path)
-    assert teacher is not None
-    if digest_of_model(teacher.model) != about["teacher"]["sha256"]:
-        raise UserError("The teacher has other weights in each process; export it and name it as teacher.path.")
-    teacher.place(device)
-    for split, rows in waiting(store):
-        if os.getppid() != parent:
-            return
-        if rows.start // CHUNK % jobs == rank:
-            answer_chunk(store, teacher, benchmark, request, split, rows, batch_size)
+    try:
+        parsed, store = RunConfig.model_validate(config), Store(path, about)
+        benchmark = make_stored_data(parsed)
+        teacher = make_teacher(parsed, benchmark, path)
+        assert teacher is not None
+        if digest_of_model(teacher.model) != about["teacher"]["sha256"]:
+            raise UserError("The teacher has other weights in each process; export it and name it as teacher.path")
+        teacher.place(device)
+        for split, rows in waiting(store):
+            if os.getppid() != parent:
+                return
+            if rows.start // about["chunk"] % jobs == rank:
+                answer_chunk(store, teacher, benchmark, request, split, rows, batch_size)
+    except (UserError, RunError) as error:
+        said.put(str(error).removesuffix("."))
+        raise SystemExit(1) from None
 
 
 def _progress(store: Store) -> tuple[int, int]:
-    total = sum(store.rows(split) for split in store.splits)
-    return sum(min(int(done(store, split).sum()) * CHUNK, store.rows(split)) for split in store.splits), total
+    """Samples that are done, up to a last chunk that is not full, and samples in all."""
+    rows, chunk = {split: store.rows(split) for split in store.splits}, store.about["chunk"]
+    return sum(min(int(done(store, split).sum()) * chunk, rows[split]) for split in rows), sum(rows.values())
 
 
 def asked_classes(text: str) -> int | None:

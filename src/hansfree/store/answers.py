@@ -210,13 +210,11 @@ class StoredTeacher(Teacher):
         for name, told in explanations.items():
             if told["explainer"] == settings:
                 return name, self._within(told["epsilons"] or [], asked, settings["name"])
+        held = ", ".join(explanations) or "none at all"
         same = next((t["explainer"] for t in explanations.values() if t["explainer"]["name"] == settings["name"]), None)
-        why = (
-            f"other settings of {settings['name']}: {difference(same, settings)}" if same else f"no {settings['name']}"
-        )
+        why = f" with these settings ({difference(same, settings)})" if same else ""
         raise UserError(
-            f"{self} holds {why}, among its maps ({', '.join(explanations) or 'none'}); make a store "
-            "with this --explainer."
+            f"{self} holds no maps of {settings['name']}{why}, only of: {held}; make it with this --explainer."
         )
 
     def _within(self, stored: list[float], asked: Any, name: str) -> list[tuple[int, float]]:

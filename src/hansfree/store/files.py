@@ -88,9 +88,9 @@ def fields_of(about: Mapping[str, Any], split: str) -> dict[str, Field]:
     return fields
 
 
-def shard_rows(fields: Mapping[str, Field], limit: int = SHARD_BYTES) -> int:
+def shard_rows(fields: Mapping[str, Field], chunk: int, limit: int) -> int:
     """Rows per shard: whole chunks, as many as keep the largest field's file below ``limit`` bytes."""
-    return max(1, limit // max(field.bytes for field in fields.values()) // CHUNK) * CHUNK
+    return max(1, limit // max(field.bytes for field in fields.values()) // chunk) * chunk
 
 
 # Reading
@@ -102,7 +102,7 @@ class Store:
     """A folder with a description ``about``, whose arrays are opened when they are first read."""
 
     path: Path
-    about: Mapping[str, Any]
+    about: Mapping[str, Any] = field(repr=False)
     _open: dict[Path, np.memmap] = field(default_factory=dict, repr=False)
 
     @property
@@ -219,10 +219,15 @@ def begin(folder: Path, plan: Mapping[str, Any]) -> Store:
             raise UserError(f"{folder} holds other files and no store; choose another --out.")
         write_json(folder / "plan.json", plan)
     store = Store(folder, plan)
-    if not (folder / "meta.json").is_file():
+    if not is_finished(store):
         for split in store.splits:
             _lay_out(store, split)
     return store
+
+
+def is_finished(store: Store) -> bool:
+    """Whether its description was written, after everything else."""
+    return (store.path / "meta.json").is_file()
 
 
 def _lay_out(store: Store, split: str) -> None:
@@ -231,7 +236,7 @@ def _lay_out(store: Store, split: str) -> None:
         for number in range(math.ceil(rows / stride)):
             shape = (min(stride, rows - number * stride), *told.shape)
             _create(shard_path(store.path, split, name, number), told.dtype, shape)
-    _create(store.path / split / "done.npy", "uint8", (math.ceil(rows / CHUNK),))
+    _create(store.path / split / "done.npy", "uint8", (math.ceil(rows / store.about["chunk"]),))
 
 
 def _create(path: Path, dtype: str, shape: tuple[int, ...]) -> None:
@@ -245,9 +250,10 @@ def done(store: Store, split: str) -> np.memmap:
     return np.load(store.path / split / "done.npy", mmap_mode="r+")
 
 
-def chunks(rows: int) -> Iterator[range]:
+def chunks(store: Store, split: str) -> Iterator[range]:
     """The rows of each chunk."""
-    return (range(start, min(start + CHUNK, rows)) for start in range(0, rows, CHUNK))
+    rows, chunk = store.rows(split), store.about["chunk"]
+    return (range(start, min(start + chunk, rows)) for start in range(0, rows, chunk))
 
 
 def write(store: Store, split: str, rows: range, values: Mapping[str, np.ndarray]) -> None:
@@ -258,13 +264,13 @@ def write(store: Store, split: str, rows: range, values: Mapping[str, np.ndarray
         shard[start : start + len(rows)] = array
         shard.flush()
     marks = done(store, split)
-    marks[rows.start // CHUNK] = 1
+    marks[rows.start // store.about["chunk"]] = 1
     marks.flush()
 
 
-def finish(store: Store, watch: Callable[[int, int], None] = lambda done, total: None) -> Store:
+def finish(store: Store, watch: Callable[[int, int], None] = lambda done, total: None) -> None:
     """Write ``meta.json`` with the checksums of all files. Raises ``RunError`` where a chunk is missing."""
-    if not (store.path / "meta.json").is_file():
+    if not is_finished(store):
         for split in store.splits:
             if not done(store, split).all():
                 raise RunError(f"The store {store.path} lacks rows of {split}; run the same command again to go on.")
@@ -277,7 +283,6 @@ def finish(store: Store, watch: Callable[[int, int], None] = lambda done, total:
     for path in [store.path / "plan.json", *(store.path / split / "done.npy" for split in store.splits)]:
         with suppress(FileNotFoundError):
             path.unlink()
-    return open_files(store.path)
 
 
 def _files(store: Store) -> Sequence[Path]:
