@@ -1,4 +1,4 @@
-"""The command line: run suite evaluate explain report list doctor export store."""
+"""The command line: run suite evaluate explain report list doctor export store data."""
 
 import json
 import sys
@@ -28,6 +28,8 @@ app = typer.Typer(
 )
 store = typer.Typer(help="Frozen explanations: a teacher's answers on disk.", no_args_is_help=True)
 app.add_typer(store, name="store", epilog="Example: hansfree store make --help")
+data = typer.Typer(help="Data sets: fetch them, check folders, write benchmarks to disk.", no_args_is_help=True)
+app.add_typer(data, name="data", epilog="Example: hansfree data get objects-on-scenes")
 out = Console()
 err = Console(stderr=True)
 
@@ -320,6 +322,72 @@ def store_check_command(folder: Annotated[Path, typer.Argument(help="A finished 
         check_sums(found, lambda done, total: bars.step("bytes", done, total))
     for line in [*size_in_words(found), f"All files of {folder} are as they were written."]:
         out.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+@data.command("get", epilog="Example: hansfree data get objects-on-scenes")
+def data_get_command(
+    name: Annotated[str, typer.Argument(help="objects-on-scenes (accessories needs it too) or fashion-mnist.")],
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", help="Data root; the set goes into OUT/NAME.", show_default="HANSFREE_DATA, or the cache"
+        ),
+    ] = None,
+    debs: Annotated[
+        Path | None, typer.Option("--debs", help="Folder of .deb files to take instead of asking apt-get.")
+    ] = None,
+) -> None:
+    """Fetch a data set from pinned Debian packages, checked and unpacked without root."""
+    from hansfree.data.fetching import get
+
+    where = get(name, folder, debs, say=lambda text: err.print(text, highlight=False, soft_wrap=True))
+    out.print(f"{name}: {where}", highlight=False, markup=False, soft_wrap=True)
+
+
+@data.command("check", epilog="Example: hansfree data check photos")
+def data_check_command(
+    folder: Annotated[Path, typer.Argument(help="A tree of folders, or a folder with metadata.csv.")],
+) -> None:
+    """Say in words what is wrong with a folder of images; exit 1 where something is."""
+    from hansfree.data.checking import check
+
+    with _progress("nothing was changed.") as bars:
+        found = check(folder, watch=lambda done, total: bars.step("images", done, total))
+    for text in found.summary:
+        out.print(text, highlight=False, markup=False, soft_wrap=True)
+    for kind, texts in (("Mistake", found.mistakes), ("Remark", found.remarks)):
+        for text in texts[:_MOST_LINES]:
+            err.print(f"{kind}: {text}", highlight=False, markup=False, soft_wrap=True)
+        if len(texts) > _MOST_LINES:
+            err.print(f"{kind}: and {len(texts) - _MOST_LINES} more.", highlight=False, soft_wrap=True)
+    if found.mistakes:
+        raise typer.Exit(1)
+    out.print("Nothing is wrong.")
+
+
+@data.command("make", epilog="Example: hansfree data make objects-on-scenes benchmark.size=96 --out photos")
+def data_make_command(
+    source: Annotated[str, typer.Argument(help="A benchmark by name, or a YAML config with a benchmark section.")],
+    folder: Annotated[Path, typer.Option("--out", help="Folder for images and metadata.csv.")],
+    settings: Settings = None,
+) -> None:
+    """Write a benchmark to disk as images and metadata.csv, which `folder` and other tools read."""
+    from hansfree.benchmarks import BENCHMARKS
+    from hansfree.config import apply_overrides
+    from hansfree.data.making import make
+    from hansfree.parts import named
+    from hansfree.runs import read_yaml
+
+    is_config = source.endswith((".yaml", ".yml"))
+    config = read_yaml(Path(source)) if is_config else {"benchmark": {"name": source}}
+    section = apply_overrides(config, settings or []).get("benchmark")
+    if not isinstance(section, dict):
+        raise UserError(f"{source} has no benchmark section; add one, or name a benchmark.")
+    with _progress("nothing was written.") as bars:
+        count = make(
+            named(BENCHMARKS, section, "benchmark"), folder, lambda done, total: bars.step("images", done, total)
+        )
+    out.print(f"{count} images: {folder}", highlight=False, markup=False, soft_wrap=True)
 
 
 # Talking ------------------------------------------------------------------------------------------------------

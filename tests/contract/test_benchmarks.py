@@ -10,6 +10,7 @@ import torch
 
 from hansfree.benchmarks import BENCHMARKS
 from hansfree.core import TEST_SPLITS, TRAINING_SPLITS, Batch, Benchmark
+from hansfree.data import making
 from hansfree.errors import UserError
 
 
@@ -26,10 +27,14 @@ WITHOUT_SHORTCUT = ("digits",)
 
 
 @pytest.fixture(scope="module")
-def make(name: str, photographs: Path) -> Iterator[Callable[[], Benchmark]]:
+def make(name: str, photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Benchmark]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HANSFREE_DATA", str(photographs))
-        yield lambda: BENCHMARKS[name](**SETTINGS.get(name, {}))
+        settings = SETTINGS.get(name, {})
+        if name == "folder":
+            settings = {"root": tmp_path_factory.mktemp("made")}
+            making.make(BENCHMARKS["objects-on-scenes"](**SMALL), settings["root"])
+        yield lambda: BENCHMARKS[name](**settings)
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from hansfree.benchmarks.accessories import Accessories
 from hansfree.benchmarks.coloured_digits import ColouredDigits
+from hansfree.benchmarks.folder import Folder
 from hansfree.benchmarks.mnist_background import MNISTBackground
 from hansfree.benchmarks.objects_on_scenes import ObjectsOnScenes
 from hansfree.benchmarks.plain_digits import PlainDigits
@@ -12,7 +13,8 @@ BENCHMARKS: dict[str, type[Benchmark]] = {
     "mnist-background": MNISTBackground,
     "objects-on-scenes": ObjectsOnScenes,
     "accessories": Accessories,
+    "folder": Folder,
     "digits": PlainDigits,
 }
 
-__all__ = ["BENCHMARKS", "Accessories", "ColouredDigits", "MNISTBackground", "ObjectsOnScenes", "PlainDigits"]
+__all__ = ["BENCHMARKS", "Accessories", "ColouredDigits", "Folder", "MNISTBackground", "ObjectsOnScenes", "PlainDigits"]
