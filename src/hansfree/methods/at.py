@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hansfree.core import Batch, Setup
+from hansfree.explainers.propagation import at_least_float32
 from hansfree.methods.distiller import Distiller, Paths, check_weight
 from hansfree.methods.matched_layers import Seen
 
@@ -37,7 +38,7 @@ def attention_transfer(student: Float[Tensor, "b c h w"], teacher: Float[Tensor,
 
 
 def _attention(features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b pixels"]:
-    return F.normalize(features.float().square().mean(1).flatten(1))
+    return F.normalize(at_least_float32(features).square().mean(1).flatten(1))
 
 
 @final

@@ -27,6 +27,7 @@ from torch.nn import functional as F
 
 from hansfree.core import Batch, InputSpec, Setup
 from hansfree.errors import UserError
+from hansfree.explainers.propagation import at_least_float32
 from hansfree.methods.distiller import Distiller, check_weight, last_layer
 from hansfree.methods.matched_layers import FeatureLayer, Seen, Watched, find_layers
 
@@ -38,7 +39,7 @@ def class_attention_transfer(
     normalised: bool = True,
 ) -> Float[Tensor, ""]:
     """Mean squared difference of class activation maps, pooled to one size and each normalised over space."""
-    ours, theirs = (F.adaptive_avg_pool2d(map.float(), resolution).flatten(2) for map in (student, teacher))
+    ours, theirs = (F.adaptive_avg_pool2d(at_least_float32(map), resolution).flatten(2) for map in (student, teacher))
     return F.mse_loss(F.normalize(ours, dim=2), F.normalize(theirs, dim=2)) if normalised else F.mse_loss(ours, theirs)
 
 
@@ -93,7 +94,7 @@ def _pooled_layer(model: nn.Module, input: InputSpec, role: str) -> tuple[Featur
     watched = Watched(model, [found])
     modes = {module: module.training for module in watched.model.modules()}
     watched.model.eval()
-    images = torch.linspace(0, 1, input.channels * input.height * input.width, device=layer.weight.device)
+    images = torch.linspace(0, 1, input.channels * input.height * input.width).to(layer.weight)
     with torch.no_grad():
         logits, maps, _ = watched.seen(watched.model(images.view(1, input.channels, input.height, input.width)))
         pooled = activation_maps(model, maps[0]).mean((2, 3)) + (0 if layer.bias is None else layer.bias)

@@ -37,6 +37,7 @@ from torch.nn import functional as F
 
 from hansfree.core import Batch, Setup
 from hansfree.errors import UserError, unknown
+from hansfree.explainers.propagation import at_least_float32
 from hansfree.methods.distiller import Distiller, check_weight, last_layer
 from hansfree.methods.groups import gathered
 from hansfree.methods.matched_layers import Seen
@@ -69,7 +70,7 @@ class Embedding(nn.Module):
 
     def forward(self, x: Float[Tensor, "b width"]) -> Float[Tensor, "b d"]:
         """``Wx + b``, divided by its norm."""
-        return F.normalize(self.linear(x.float()))
+        return F.normalize(self.linear(at_least_float32(x)))
 
 
 @final

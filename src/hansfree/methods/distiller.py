@@ -6,7 +6,7 @@ A distiller says which layers it matches and makes its terms from what the two p
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar, NamedTuple
 
 from torch import Tensor, nn
@@ -21,11 +21,14 @@ Paths = tuple[str, ...] | None
 
 
 class Pass(NamedTuple):
-    """Whom to ask, and what will have been seen afterwards."""
+    """Whom to ask; afterwards, what was seen."""
 
-    student: Watched
+    student: nn.Module
     teacher: Teacher
-    taught: Watched
+    ours: Callable[[Tensor], Seen]
+    """What the student showed, given its logits."""
+    theirs: Callable[[Tensor], Seen]
+    """The same of the teacher, as constants."""
 
 
 class Distiller(Method, ABC):
@@ -60,19 +63,20 @@ class Distiller(Method, ABC):
 
     def watch(self) -> Pass:
         """Twins of student and teacher that show what this distiller matches."""
-        student = _watched(self.student, self.layers, self.embeds)
         teacher = self.teacher
-        if not (self.teacher_layers or self.embeds):
-            return Pass(student, teacher, Watched(nn.Identity()))  # a teacher that is read from a store has no network
+        if not (self.layers or self.embeds):  # a teacher that is read from a store has no network
+            return Pass(self.student, teacher, _nothing, _nothing)
+        student = _watched(self.student, self.layers, self.embeds)
         taught = _watched(teacher.model, self.teacher_layers, self.embeds)
         assert isinstance(teacher, LiveTeacher)
-        return Pass(student, dataclasses.replace(teacher, model=taught.model), taught)
+        theirs = dataclasses.replace(teacher, model=taught.model)
+        return Pass(student.model, theirs, student.seen, lambda logits: taught.seen(logits).constant())
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """The terms of one ordinary pass of each."""
         looking = self.watch()
-        theirs = looking.taught.seen(looking.teacher.logits(batch))
-        return self.terms(batch, looking.student.seen(looking.student.model(batch.images)), theirs)
+        theirs = looking.theirs(looking.teacher.logits(batch))
+        return self.terms(batch, looking.ours(looking.student(batch.images)), theirs)
 
     @abstractmethod
     def terms(self, batch: Batch, ours: Seen, theirs: Seen) -> dict[str, Tensor]:
@@ -101,6 +105,10 @@ def last_layer(model: nn.Module, role: str) -> nn.Module:
     if not isinstance(model, Classifier):
         raise UserError(f"The {role} does not say which layer is its last; load it with load_model, or wrap it.")
     return model.get_classifier()
+
+
+def _nothing(logits: Tensor) -> Seen:
+    return Seen(logits, (), None)
 
 
 def _watched(model: nn.Module, layers: Sequence[FeatureLayer], embeds: bool) -> Watched:

@@ -93,8 +93,8 @@ class E2KD(Method):
         looking = self.base.watch()
         draws = self.draws(self.explainer, batch)
         answer = looking.teacher.answer(batch, self.explainer, Top(), draws)
-        found = self.explainer(looking.student.model, batch.images, answer.target, draws=draws)
-        terms = self.base.terms(batch, looking.student.seen(found.logits), looking.taught.seen(answer.logits))
+        found = self.explainer(looking.student, batch.images, answer.target, draws=draws)
+        terms = self.base.terms(batch, looking.ours(found.logits), looking.theirs(answer.logits))
         return {**terms, "explanation": self.weight * explanation_distance(found.map, answer.map)}
 
     def observe(self, batch: Batch, terms: Mapping[str, Tensor]) -> None:

@@ -54,6 +54,11 @@ class Seen(NamedTuple):
     embedding: Tensor | None
     """What goes into the last layer, [b, d], where that was asked for."""
 
+    def constant(self) -> "Seen":
+        """The same without its graph, which an explainer of a teacher has used up."""
+        embedding = None if self.embedding is None else self.embedding.detach()
+        return Seen(self.logits.detach(), tuple(map.detach() for map in self.maps), embedding)
+
 
 @final
 class Watched:
@@ -71,7 +76,7 @@ class Watched:
         if last is not None:
             changes[last] = self._note_input
         self._watching = {layer.path: layer_named(model, layer.path) for layer in layers}
-        self.model = twin(model, {layer: _noting(layer, note) for layer, note in changes.items()}) if changes else model
+        self.model = twin(model, {layer: _noting(layer, note) for layer, note in changes.items()})
 
     def _note_output(self, layer: nn.Module, given: Tensor, output: Tensor) -> None:
         self._outputs.setdefault(layer, output)
@@ -162,9 +167,9 @@ def _outputs(model: nn.Module, input: InputSpec) -> dict[nn.Module, Tensor | Non
 
     model = plain(model)
     probe = twin(model, {layer: watched(layer) for layer in model.modules()})
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    images = torch.full((2, input.channels, input.height, input.width), 0.5)
     with torch.no_grad():
-        probe(torch.full((2, input.channels, input.height, input.width), 0.5, device=device))
+        probe(images.to(next(model.parameters(), images)))
     return outputs
 
 

@@ -35,6 +35,7 @@ from torch.nn import functional as F
 
 from hansfree.core import Batch, Setup
 from hansfree.errors import UserError
+from hansfree.explainers.propagation import at_least_float32
 from hansfree.methods.distiller import Distiller, Paths, check_weight, last_layer
 from hansfree.methods.groups import gathered
 from hansfree.methods.matched_layers import Seen
@@ -117,7 +118,7 @@ class ReviewKD(Distiller):
         losses, later = list[Tensor](), None
         for fusion, features, target in zip(reversed(self.fusions), _stages(ours), _stages(theirs), strict=True):
             result, later = fusion(features, later, target.shape[-2:])
-            losses.append(hierarchical_context_loss(result.float(), target.float()))
+            losses.append(hierarchical_context_loss(at_least_float32(result), at_least_float32(target)))
         review = self.weight * self._warmth() * torch.stack(losses).sum()
         return {"review": review, **self.label_term(batch, ours.logits)}
 
