@@ -20,8 +20,9 @@ check: setup-dev  ## Formatting, lint, types, layers.
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
-docs: setup  ## The method cards, from the code.
+docs: setup-dev  ## The method cards, and the table of measures, from the code and its tests.
 	$(BIN)/python -c "from hansfree.listing import method_cards; print(method_cards(), end='')" > docs/methods.md
+	$(BIN)/python tests/reference/test_measures.py
 
 truth: setup-dev  ## Which explainer is right on which network: docs/explainers.md, measured (about a quarter of an hour on two cores).
 	$(BIN)/python bench/table_of_truth.py --resume

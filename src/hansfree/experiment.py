@@ -345,7 +345,7 @@ def intervals_of(measured: Iterable[Measurement]) -> dict[str, Any]:
     """The intervals over samples, by the keys of the rows that they belong to, and how they were made."""
     places = ("model", "split", "group", "metric", "measured_with")
     rows = [{**{p: getattr(m, p) for p in places}, **asdict(m.interval)} for m in measured if m.interval is not None]
-    return {"over": "samples", "method": "bca", "level": LEVEL, "draws": DRAWS, "rows": rows}
+    return {"over": "samples", "level": LEVEL, "draws": DRAWS, "rows": rows}
 
 
 def write_heatmaps(

@@ -9,10 +9,11 @@ from hansfree.benchmarks import BENCHMARKS
 from hansfree.core import Explainer
 from hansfree.explainers import EXPLAINERS
 from hansfree.methods import METHODS
-from hansfree.metrics import METRICS
+from hansfree.metrics import MEASURES
 from hansfree.models import MODELS
 
-_GIVEN = {"self", "setup", "num_classes", "channels", "predictions"}
+_GIVEN = {"self", "setup", "num_classes", "channels", "predictions", "map", "other", "moved", "mask", "curves", "shift"}
+"""Arguments that come from the program, and are no settings."""
 
 
 def entries(what: str) -> list[dict[str, Any]]:
@@ -21,7 +22,7 @@ def entries(what: str) -> list[dict[str, Any]]:
         "methods": METHODS,
         "explainers": EXPLAINERS,
         "benchmarks": BENCHMARKS,
-        "metrics": METRICS,
+        "metrics": MEASURES,
         "models": MODELS,
     }
     found = [_entry(name, thing) for name, thing in registries[what].items()]

@@ -10,7 +10,7 @@ import pytest
 from hansfree.benchmarks import BENCHMARKS
 from hansfree.explainers import EXPLAINERS
 from hansfree.methods import METHODS
-from hansfree.metrics import METRICS
+from hansfree.metrics import MEASURES
 from hansfree.models import MODELS, load_model
 
 VERBS = ("run", "suite", "evaluate", "explain", "report", "list", "doctor", "export")
@@ -70,7 +70,7 @@ def test_export_writes_a_model_that_loads(finished, hansfree, tmp_path):
         ("methods", METHODS),
         ("explainers", EXPLAINERS),
         ("benchmarks", BENCHMARKS),
-        ("metrics", METRICS),
+        ("metrics", MEASURES),
         ("models", MODELS),
     ],
 )

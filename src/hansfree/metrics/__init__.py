@@ -1,8 +1,8 @@
 """Measures by name, as the field names them.
 
 ``METRICS`` take the predictions on a split and return a number or None; ``EXPLANATION_AGREEMENT`` take the maps of two
-models and ``LOCALISATION`` maps and masks, and return one number a sample; ``EQUIVARIANCE`` take each sample's curve of
-similarities under shifts.
+models and ``LOCALISATION`` maps and masks, and return one number a sample; ``EQUIVARIANCE`` are about maps of shifted
+images. ``MEASURES`` are all of them; docs/measures.md shows each with its formula and source.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from hansfree.metrics.accuracy import (
 )
 from hansfree.metrics.agreement import agreement, agreement_top5, jensen_shannon
 from hansfree.metrics.calibration import brier, ece, nll
-from hansfree.metrics.equivariance import period, shift_equivariance
+from hansfree.metrics.equivariance import period, shift_equivariance, shift_similarity
 from hansfree.metrics.explanation_agreement import EXPLANATION_AGREEMENT
 from hansfree.metrics.localisation import LOCALISATION
 from hansfree.metrics.measure import Measure
@@ -41,7 +41,11 @@ METRICS: dict[str, Measure] = {
     "f1": f1,
 }
 
-EQUIVARIANCE: dict[str, Callable[..., Any]] = {"shift_equivariance": shift_equivariance, "shift_period": period}
+EQUIVARIANCE: dict[str, Callable[..., Any]] = {
+    "shift_similarity": shift_similarity,
+    "shift_equivariance": shift_equivariance,
+    "shift_period": period,
+}
 
 MEASURES: dict[str, Callable[..., Any]] = {**METRICS, **EXPLANATION_AGREEMENT, **LOCALISATION, **EQUIVARIANCE}
 

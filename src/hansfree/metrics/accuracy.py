@@ -32,7 +32,7 @@ def worst_group_accuracy(predictions: Predictions) -> Sums | None:
     Source. Sagawa et al., 2020, https://arxiv.org/abs/1911.08731
     """
     found = _hits_by_group(predictions)
-    return found and Sums(found[1], lambda sums: _shares(sums).nan_to_num(torch.inf).amin(-1))
+    return found and Sums(found[1], lambda sums: _shares(sums).nan_to_num(torch.inf).amin(-1), "basic")
 
 
 @Measure

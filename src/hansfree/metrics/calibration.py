@@ -33,10 +33,8 @@ def calibration_error(predictions: Predictions, bins: int) -> Sums | None:
     known = ~right.isnan()
     place = (confidence * bins).ceil().long().clamp(1, bins) - 1
     gap = torch.where(known, right - confidence, 0.0)
-    parts = F.one_hot(place, bins) * gap[:, None]
-    return Sums(
-        torch.cat([parts, known[:, None].double()], 1), lambda sums: sums[..., :-1].abs().sum(-1) / sums[..., -1]
-    )
+    parts = torch.cat([F.one_hot(place, bins) * gap[:, None], known[:, None].double()], 1)
+    return Sums(parts, lambda sums: sums[..., :-1].abs().sum(-1) / sums[..., -1], "basic")
 
 
 @Measure
@@ -44,7 +42,7 @@ def brier(predictions: Predictions) -> Sums | None:
     """Brier score: the squared distance of the probabilities from the label's, over all classes, in [0, 2].
 
     Formula. (1/n) sum_i sum_k (p_ik - [y_i = k])^2
-    Source. Brier, 1950, https://doi.org/10.1175/1520-0493(1950)078<0001:VOFEIT>2.0.CO;2
+    Source. Brier, 1950, https://doi.org/10.1175/1520-0493(1950)078%3C0001:VOFEIT%3E2.0.CO;2
     """
     return _scored(predictions, lambda p, label: (p.exp() - F.one_hot(label, p.shape[1])).square().sum(1))
 

@@ -19,7 +19,7 @@ def shifted(images: Float[Tensor, "b c h w"], shift: int) -> Float[Tensor, "b c 
 
 
 def shift_similarity(map: Maps, moved: Maps, shift: int) -> Scores:
-    """Cosine of ``map`` and of the map of the image moved by ``shift``, where they show the same; 1 at shift 0.
+    """Cosine of a map and of the map of the image moved by t pixels, where they show the same; 1 at shift 0.
 
     Undefined where either map is zero there. Raises ``UserError`` for shifts that leave nothing.
 
@@ -52,7 +52,7 @@ def period(curves: Float[Tensor, "n shifts"]) -> int | None:
     decline is not, and (b) the contrast is above three standard errors over samples. 1 where there is none: no shift
     is better than others. None for fewer than two samples whose whole curve is defined, or three shifts.
 
-    Formula. argmax_p mean_k s(k p) - mean_t s(t), p not dividing t, under (a) and (b)
+    Formula. argmax_p (mean_k s(k p) - mean of all other s(t)), p from 2 to T with s(k p) >= s(k p +- 1); else 1
     Source. Ours: e2KD reads the period of figure 5 by eye.
     """
     curves = curves[curves.isfinite().all(1)]

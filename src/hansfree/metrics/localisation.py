@@ -46,6 +46,8 @@ def energy_pointing_game_defined(map: Maps, mask: Mask) -> Scores:
 def intersection_over_union(map: Maps, mask: Mask) -> Scores:
     """IoU of the mask and the pixels above half of the map's range, in [0, 1]; 0 for a map without positive relevance.
 
+    A constant map has no range, and shows no pixel.
+
     Formula. |A and m| / |A or m|, A: (e+ - min e+) / (max e+ - min e+) > 0.5, m: mask > 0.5
     Source. Model guidance, https://arxiv.org/abs/2303.11932, and its code
     """
@@ -59,8 +61,8 @@ def intersection_over_union(map: Maps, mask: Mask) -> Scores:
 def intersection_over_union_defined(map: Maps, mask: Mask) -> Scores:
     """IoU over the samples that have one: maps without positive relevance and empty masks are left out.
 
-    Formula. as `iou`, over the samples with sum(e+) > 0 and a mask
-    Source. Ours: corrects the published one as `epg_defined` does `epg`.
+    Formula. that of iou, over the samples with sum(e+) > 0 and a mask
+    Source. Ours: corrects the published one, which gives maps that show nothing the score of a wrong place.
     """
     return intersection_over_union(map, mask).where(_defined(_positive(map), mask), torch.nan)
 

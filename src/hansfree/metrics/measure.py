@@ -10,7 +10,7 @@ are one matrix product (:mod:`hansfree.metrics.intervals`).
 import math
 from collections.abc import Callable
 from functools import update_wrapper
-from typing import NamedTuple, final
+from typing import Literal, NamedTuple, final
 
 import torch
 from jaxtyping import Float
@@ -29,6 +29,8 @@ class Sums(NamedTuple):
 
     parts: Float[Tensor, "n k"]
     combine: Callable[[Tensor], Tensor] = ratio
+    interval: Literal["bca", "basic"] = "bca"
+    """Which bootstrap interval it takes; basic: an extreme or a sum of sizes in [0, 1], which drawing anew shifts."""
 
     @property
     def value(self) -> float | None:
