@@ -129,7 +129,10 @@ def suite_command(
     with _progress(f"what is done is kept in {folder}, and the same command goes on from there.") as bars:
         run_suite(suite, folder, jobs=jobs, on=on, device=device, watch=bars.cells)
     results = read_results(folder / "results.json")
-    out.print(tables.to_rich(tables.method_table(results)))
+    for title, part in tables.parts(results):
+        if title:
+            out.rule(title)
+        out.print(tables.to_rich(tables.method_table(part, tables.shown_variants(part))))
     _say_warnings(results)
     failed = [cell for cell in results["cells"] if cell["status"] not in ("done", "n/a")]
     for cell in failed:

@@ -56,15 +56,29 @@ def build_report(folder: Path | str) -> Path:
 
 def write_tables(folder: SuiteFolder) -> None:
     """Write table.md, table.csv and table.tex from results.json, every variant in each."""
-    results = read_results(folder.results)
-    table, groups = tables.method_table(results), tables.group_table(results)
+    spelt = [_spelt_tables(title, part) for title, part in tables.parts(read_results(folder.results))]
+    markdown, numbers, latex = zip(*spelt)
+    write_text(folder.table("md"), "\n".join(markdown))
+    write_text(folder.table("csv"), numbers[0] + "".join(text.partition("\n")[2] for text in numbers[1:]))
+    write_text(folder.table("tex"), "\n".join(latex))
+
+
+def _spelt_tables(title: str, results: Section) -> tuple[str, str, str]:
+    """The tables as Markdown, CSV (all that was tried) and LaTeX, under the title of their condition."""
+    shown = tables.shown_variants(results)
+    others = [variant for variant in tables.variant_titles(results["cells"]) if variant not in shown]
+    table, groups = tables.method_table(results, shown), tables.group_table(results, shown)
+    numbers = tables.to_csv(tables.side_by_side(tables.method_table(results), tables.group_table(results)))
     markdown, latex = tables.to_markdown(table), tables.to_latex(tables.paper_form(table))
     if groups is not None:
         markdown += f"\n## {groups.title}\n\n{tables.to_markdown(groups)}"
         latex += f"\n% {groups.title}\n{tables.to_latex(groups)}"
-    write_text(folder.table("md"), markdown)
-    write_text(folder.table("csv"), tables.to_csv(tables.side_by_side(table, groups)))
-    write_text(folder.table("tex"), latex)
+    if others:
+        tried = tables.method_table(results, others)
+        markdown += f"\n## Settings that were tried and not chosen\n\n{tables.to_markdown(tried)}"
+    if title:
+        markdown, latex = f"## {title}\n\n{markdown}", f"% {title}\n{latex}"
+    return markdown, numbers, latex
 
 
 def render(place: RunFolder | SuiteFolder) -> str:
@@ -135,9 +149,10 @@ class Curves:
 class Page:
     """Everything that the template shows, each piece made when it asks."""
 
-    def __init__(self, place: RunFolder | SuiteFolder) -> None:
+    def __init__(self, place: RunFolder | SuiteFolder, results: Section | None = None, heading: str = "") -> None:
         self.place = place
-        self.results = read_results(place.results)
+        self.heading = heading
+        self.results = read_results(place.results) if results is None else results
         self.cells: list[dict[str, Any]] = self.results.get("cells") or []
         self.suite: dict[str, Any] = self.results.get("suite") or {}
         self.config = flat_config(self.results.get("config") or {})
@@ -203,12 +218,16 @@ class Page:
 
     # Results
 
+    @cached_property
+    def parts(self) -> "list[Page]":
+        """The page under each condition of a suite; without conditions the page itself."""
+        found = tables.parts(self.results)
+        return [self] if not found[0][0] else [Page(self.place, part, title) for title, part in found]
+
     @property
     def shown(self) -> list[str]:
         """The variants that the headline compares: of a grid of settings only the chosen one."""
-        tried = {setting["variant"] for grid in self.grids for setting in grid["settings"]}
-        chosen = {setting["variant"] for grid in self.grids for setting in grid["settings"] if setting["chosen"]}
-        return [variant for variant in self.titles if variant not in tried or variant in chosen]
+        return tables.shown_variants(self.results)
 
     @property
     def others(self) -> list[str]:
@@ -218,6 +237,8 @@ class Page:
     @property
     def key_figures(self) -> list[KeyFigure]:
         """The few numbers to remember."""
+        if self.parts != [self]:
+            return []
         if not self.is_suite:
             variant = next(iter(self.titles), "")
             measured = [(split, self.found.student(variant, split)) for split in tables.SPLITS]
@@ -286,8 +307,8 @@ class Page:
             if not any(setting["admitted"] for setting in grid["settings"]):
                 yield Notice(
                     grid["method"],
-                    "no setting that was tried is as accurate on validation data as the rule asks; the comparison shows "
-                    "the most accurate one, where there is one.",
+                    "no setting that was tried is as accurate on validation data as the rule asks; the comparison "
+                    "shows the most accurate one, where there is one.",
                 )
         for variant in self._mismatched:
             yield Notice(
@@ -300,6 +321,26 @@ class Page:
     def grids(self) -> list[dict[str, Any]]:
         """Each method's grid of settings, as the suite wrote it."""
         return self.suite.get("grids") or []
+
+    @property
+    def teacher_chart(self) -> Markup | None:
+        """Each variant's shift accuracy against its teacher's, where the conditions have teachers of their own."""
+        series: dict[str, list[tuple[float, tables.Estimate]]] = {}
+        for part in self.parts:
+            teacher = part.found.teacher("shift")
+            for variant in part.shown if teacher else ():
+                student = part.found.student(variant, "shift")
+                family = next(cell.get("family") for cell in part.cells if cell["variant"] == variant)
+                if student is not None and teacher is not None:
+                    series.setdefault(str(family), []).append((teacher.mean, student.estimate))
+        if len({x for points in series.values() for x, _ in points}) < 3:
+            return None
+        titles = {name: variant.get("title", name) for name, variant in self.results["config"]["variants"].items()}
+        lines = [
+            charts.Series(titles.get(name, name), tuple(sorted(points, key=lambda point: point[0])))
+            for name, points in series.items()
+        ]
+        return charts.series_chart(lines, "the teacher's accuracy under shift", diagonal=True)
 
     @property
     def setting_charts(self) -> list[tuple[str, Markup]]:

@@ -240,11 +240,16 @@ class Series:
     points: tuple[tuple[float, Estimate], ...]
 
 
-def series_chart(series: Sequence[Series], across_title: str) -> Markup:
-    """Accuracy against a setting, with intervals; each line has a colour and a marker of its own."""
-    xs = [x for line in series for x, _ in line.points]
-    across, up = axis(xs, log=min(xs) > 0 and max(xs) / min(xs) >= 5), axis([0.0, 1.0])
+def series_chart(series: Sequence[Series], across_title: str, *, diagonal: bool = False) -> Markup:
+    """Accuracy against a setting, with intervals; each line has a colour and a marker of its own.
+
+    ``diagonal`` is for a setting that is an accuracy itself: both axes go from 0 to 100 %, and a line marks equality.
+    """
+    xs = [0.0, 0.25, 0.5, 0.75, 1.0] if diagonal else [x for line in series for x, _ in line.points]
+    across, up = axis(xs, log=not diagonal and min(xs) > 0 and max(xs) / min(xs) >= 5), axis([0.0, 1.0])
     drawn: list[Markup] = []
+    if diagonal:
+        drawn.append(tag("line", x1="0%", y1="100%", x2="100%", y2="0%", class_="grid diagonal"))
     for number, line in enumerate(series):
         shape, colour = _style(number)
         points = [(across(x), 100 - up(found.mean), found) for x, found in line.points]
@@ -267,7 +272,9 @@ def series_chart(series: Sequence[Series], across_title: str) -> Markup:
                 )
             drawn.append(marker(shape, x, y, class_=colour))
     told = "; ".join(f"{s.name}: " + ", ".join(f"{_told(e)} at {x:g}" for x, e in s.points) for s in series)
-    plot = tag("svg", *_frame(across, up, True, xs), *drawn, class_="plot tall", role="img", aria_label=told)
+    plot = tag(
+        "svg", *_frame(across, up, True, xs, shares=diagonal), *drawn, class_="plot tall", role="img", aria_label=told
+    )
     keys = [tag("span", legend_mark(_style(i)[0], class_=_style(i)[1]), line.name) for i, line in enumerate(series)]
     return tag(
         "div", tag("div", *keys, class_="legend"), plot, tag("p", across_title, class_="axis-title"), class_="series"
@@ -284,7 +291,9 @@ def _polyline(points: Points, across: Axis, up: Axis, class_: str) -> Markup:
     return tag("polyline", points=spelt, class_=class_, vector_effect="non-scaling-stroke")
 
 
-def _frame(across: Axis, up: Axis, percent: bool, marked: Iterable[float] | None = None) -> list[Markup]:
+def _frame(
+    across: Axis, up: Axis, percent: bool, marked: Iterable[float] | None = None, *, shares: bool = False
+) -> list[Markup]:
     frame = []
     for tick in up.ticks:
         y = _percent(100 - up(tick))
@@ -293,7 +302,14 @@ def _frame(across: Axis, up: Axis, percent: bool, marked: Iterable[float] | None
         frame.append(tag("text", text, x="-8", y=y, dy="0.35em", text_anchor="end"))
     for tick in sorted(set(across.ticks if marked is None else marked)):
         frame.append(
-            tag("text", _tick_text(tick), x=_percent(across(tick)), y="100%", dy="1.5em", text_anchor="middle")
+            tag(
+                "text",
+                f"{_tick_text(tick, 100)} %" if shares else _tick_text(tick),
+                x=_percent(across(tick)),
+                y="100%",
+                dy="1.5em",
+                text_anchor="middle",
+            )
         )
     return frame
 

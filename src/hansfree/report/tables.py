@@ -187,6 +187,39 @@ class Table:
     notes: tuple[str, ...]
 
 
+def parts(results: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """The results under each condition of a suite, with the condition's title; all in one, untitled, without any."""
+    suite: Mapping[str, Any] = results.get("suite") or {}
+    if not suite.get("conditions"):
+        return [("", results)]
+    return [(condition["title"], _part(results, suite, condition)) for condition in suite["conditions"]]
+
+
+def _part(results: Mapping[str, Any], suite: Mapping[str, Any], condition: Mapping[str, Any]) -> dict[str, Any]:
+    name = condition["name"]
+    suffix = f", {condition['title']}"
+    cells = [
+        {**cell, "title": (cell["title"] or cell["variant"]).removesuffix(suffix)}
+        for cell in results["cells"]
+        if cell.get("condition") == name
+    ]
+    models = {cell["variant"] for cell in cells} | {cell.get("teacher") for cell in cells}
+    own = {
+        "conditions": [],
+        "reference": condition["reference"],
+        "grids": [grid for grid in suite["grids"] if grid.get("condition") == name],
+    }
+    rows = [row for row in results["rows"] if row["variant"] in models]
+    return {**results, "cells": cells, "rows": rows, "suite": {**suite, **own}}
+
+
+def shown_variants(results: Mapping[str, Any]) -> list[str]:
+    """The variants that a headline compares: of a grid of settings the chosen one alone."""
+    settings = [setting for grid in (results.get("suite") or {}).get("grids") or [] for setting in grid["settings"]]
+    left_out = {setting["variant"] for setting in settings if not setting["chosen"]}
+    return [variant for variant in variant_titles(results.get("cells") or []) if variant not in left_out]
+
+
 def method_table(results: Mapping[str, Any], variants: Iterable[str] | None = None) -> Table:
     """One line per variant (default: all), the teacher first, from a results.json of a run or of a suite."""
     cells, suite = results.get("cells") or [], results.get("suite") or {}
