@@ -16,7 +16,7 @@ distillation: A good teacher is patient and consistent", 2022, https://arxiv.org
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any, Self, final
+from typing import Self, final
 
 import numpy as np
 import torch
@@ -145,7 +145,12 @@ def _affine(x_scale: Tensor, y_scale: Tensor, x: Tensor | None = None, y: Tensor
 
 
 def window(
-    share: tuple[float, float], ratio: tuple[float, float], height: int, width: int, count: int, generator: Any
+    share: tuple[float, float],
+    ratio: tuple[float, float],
+    height: int,
+    width: int,
+    count: int,
+    generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
     """Width and height, as shares of the image's, of ``count`` windows that fit into it.
 
@@ -295,7 +300,7 @@ def mixed(batch: Batch, alpha: float, generator: torch.Generator) -> Batch:
         batch,
         input=mix(batch.images),
         clean=None if batch.clean is None else mix(batch.clean),
-        label=torch.full((len(batch),), UNKNOWN),
+        label=torch.full_like(batch.label, UNKNOWN),
         bias=None,
         mask=None,
         boxes=None,

@@ -15,12 +15,13 @@ from hansfree.augmentation import Augmentation
 from hansfree.benchmarks import MNISTBackground, PlainDigits
 from hansfree.benchmarks.regimes import augmented, few_shots, reshaped, shot_rows, transferred
 from hansfree.config import merge, parse
-from hansfree.core import UNKNOWN, Batch, InputSpec, Setup, Split, Teacher
+from hansfree.core import UNKNOWN, Batch, InputSpec, Predictions, Setup, Split, Teacher
 from hansfree.errors import NotGivenError, UserError
 from hansfree.evaluation import Selection
 from hansfree.experiment import check, run
 from hansfree.explainers import LRP
 from hansfree.methods import METHODS
+from hansfree.metrics.multi_label import f1
 from hansfree.models import load_model
 from hansfree.parts import RunConfig, make_benchmark, make_method, teacher_config
 from hansfree.training import Training, _ByBatch, fit
@@ -391,6 +392,16 @@ class Several(Split):
 def test_several_labels_per_image_go_through_augmentation(tiny):
     batch = CUTS(Several().batch(torch.arange(4)), seeded())
     assert torch.equal(batch.label, Several().label[:4]) and batch.mask is None
+
+
+def test_unknown_labels_keep_their_form(tiny, monkeypatch):
+    mixed = Augmentation(mixup=1.0)(Several().batch(torch.arange(4)), seeded())
+    assert mixed.label.tolist() == [[UNKNOWN] * 3] * 4
+    here = type(tiny)()
+    monkeypatch.setattr(here, "split", lambda name: Several())
+    valid = transferred(here, tiny).split("valid")
+    assert valid.label.shape == (24, 3) and valid.label.dtype == torch.float32
+    assert f1(Predictions(torch.randn(24, 3), valid.label)) is None
 
 
 def test_explanations_of_augmented_images_are_those_of_what_both_networks_see(tiny):

@@ -123,13 +123,14 @@ def shot_rows(label: Tensor, shots: int, seed: int, classes: tuple[str, ...]) ->
 @final
 @dataclass(frozen=True, eq=False)
 class Unlabelled(Split):
-    """The images of a split in another shape, and nothing else: the label is ``UNKNOWN``."""
+    """The images of a split in another shape, and nothing else: labels, of the form of ``like``, are ``UNKNOWN``."""
 
     whole: Split
     input: InputSpec
+    like: Tensor
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "label", torch.full((len(self.whole),), UNKNOWN))
+        object.__setattr__(self, "label", self.like.new_full((len(self.whole), *self.like.shape[1:]), UNKNOWN))
 
     def batch(self, index: Int[Tensor, "b"], generator: torch.Generator | None = None) -> Batch:
         """The images at ``index``."""
@@ -165,7 +166,8 @@ def transferred(benchmark: Benchmark, source: Benchmark) -> Benchmark:
 
     No validation image of the benchmark's own is left either: it may not select.
     """
-    images = {name: Unlabelled(source.split(name), benchmark.input) for name in TRAINING_SPLITS}
+    like = benchmark.split("train").label
+    images = {name: Unlabelled(source.split(name), benchmark.input, like) for name in TRAINING_SPLITS}
     gone = {name: None for name in benchmark.split_names() if name not in (*TRAINING_SPLITS, *TEST_SPLITS)}
 
     def told() -> dict[str, Any]:

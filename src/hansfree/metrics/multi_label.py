@@ -13,7 +13,7 @@ def f1(predictions: Predictions) -> Sums | None:
     Formula. 2 TP / (2 TP + FP + FN)
     Source. Model guidance (Rao et al., 2023, https://arxiv.org/abs/2303.11932), which e2KD's measures follow.
     """
-    if predictions.label.ndim == 1:
+    if predictions.label.ndim == 1 or (predictions.label < 0).any():
         return None
     says, label = predictions.logits > 0, predictions.label > 0.5
     true, said, there = ((decision.sum(1)).double() for decision in (says & label, says, label))
