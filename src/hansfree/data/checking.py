@@ -78,7 +78,8 @@ class _Contents:
         twins = [pair for pair in self._twins() if pair[0].split == pair[1].split and pair[0].y == pair[1].y]
         if twins:
             first, other = twins[0]
-            yield f"{len(twins)} pictures are in their split twice, such as {first.image} and {other.image}."
+            told = f"{len(twins)}, such as {first.image} and {other.image}"
+            yield f"Pictures that repeat another one of their split: {told}."
 
 
 def _part(row: Row) -> str:
