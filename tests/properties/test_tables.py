@@ -15,6 +15,7 @@ from hansfree.report.tables import (
     Column,
     Line,
     Table,
+    agreement_table,
     compare,
     estimate,
     group_table,
@@ -261,6 +262,24 @@ def test_numbers_over_groups_stand_beside_the_others():
     assert float(parsed["lrp"]["iid_acc_avg_percent"]) == pytest.approx(70.0)
     assert float(parsed["teacher"]["shift_acc_wg_percent"]) == pytest.approx(80.0)
     assert parsed["teacher"]["iid_acc_wg_percent"] == parsed["broken"]["iid_acc_wg_percent"] == ""
+
+
+def test_agreement_has_a_table_where_there_is_a_teacher_to_agree_with():
+    told = results()
+    assert agreement_table(told) is None
+    for seed in (0, 1, 2):
+        told["rows"] += [
+            row("lrp", seed, 0.8 + 0.1 * (seed - 1), split=s, metric="agreement") for s in ("iid", "shift")
+        ]
+        told["rows"].append(row("lrp", seed, 0.1, metric="agreement", group="y:0,a:1"))
+        told["rows"].append(row("erm", seed, 0.7, metric="agreement"))
+    table = agreement_table(told)
+    assert table is not None and table.title == "Agreement with the teacher"
+    lrp, half = texts(table, "lrp"), 100 * 4.30265273 * 0.1 / math.sqrt(3)
+    assert lrp["iid_agreement"] == lrp["shift_agreement"] == f"80.0 ± {half:.1f}"
+    assert lrp["agreement_difference"] == f"+10.0 ± {half:.1f}"
+    assert texts(table, "erm")["iid_agreement"] == "not measured"
+    assert "teacher" not in [line.variant for line in table.lines]
 
 
 # The paper's form

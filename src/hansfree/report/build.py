@@ -67,18 +67,19 @@ def _spelt_tables(title: str, results: Section) -> tuple[str, str, str]:
     """The tables as Markdown, CSV (all that was tried) and LaTeX, under the title of their condition."""
     shown = tables.shown_variants(results)
     others = [variant for variant in tables.variant_titles(results["cells"]) if variant not in shown]
-    table, groups = tables.method_table(results, shown), tables.group_table(results, shown)
-    numbers = tables.to_csv(tables.side_by_side(tables.method_table(results), tables.group_table(results)))
+    table, everything = tables.method_table(results, shown), tables.method_table(results)
     markdown, latex = tables.to_markdown(table), tables.to_latex(tables.paper_form(table))
-    if groups is not None:
-        markdown += f"\n## {groups.title}\n\n{tables.to_markdown(groups)}"
-        latex += f"\n% {groups.title}\n{tables.to_latex(groups)}"
+    for further in (tables.group_table, tables.agreement_table):
+        everything = tables.side_by_side(everything, further(results))
+        if (more := further(results, shown)) is not None:
+            markdown += f"\n## {more.title}\n\n{tables.to_markdown(more)}"
+            latex += f"\n% {more.title}\n{tables.to_latex(more)}"
     if others:
         tried = tables.method_table(results, others)
         markdown += f"\n## Settings that were tried and not chosen\n\n{tables.to_markdown(tried)}"
     if title:
         markdown, latex = f"## {title}\n\n{markdown}", f"% {title}\n{latex}"
-    return markdown, numbers, latex
+    return markdown, tables.to_csv(everything), latex
 
 
 def render(place: RunFolder | SuiteFolder) -> str:
@@ -291,6 +292,11 @@ class Page:
     def table_of_groups(self) -> tables.Table | None:
         """The same comparison over groups; None where none was measured."""
         return tables.group_table(self.results, self.shown)
+
+    @property
+    def table_of_agreement(self) -> tables.Table | None:
+        """Agreement with the teacher; None where none was measured."""
+        return tables.agreement_table(self.results, self.shown)
 
     @property
     def table_of_others(self) -> tables.Table | None:

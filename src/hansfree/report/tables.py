@@ -48,6 +48,9 @@ SPLITS = ("iid", "ood", "shift")
 GROUP_METRICS = {"acc_wg": "worst group", "acc_group_mean": "per group", "acc_avg": "train-weighted"}
 """Accuracies over groups (class, bias), and what a reader calls them."""
 
+AGREEMENT_METRICS = {"agreement": "agreement"}
+"""Measures of a student against its teacher, and what a reader calls them."""
+
 NOT_APPLICABLE = "n/a"
 """The status of a run that needs what its benchmark does not give; its ``error`` says what."""
 
@@ -250,17 +253,38 @@ def group_table(results: Mapping[str, Any], variants: Iterable[str] | None = Non
     For each split that has them: the worst group's, the mean in which all groups count the same, and the mean in
     which they count by their size in training. The last column compares the worst group of the last split.
     """
+    return _by_split(results, variants, "Accuracy over groups", "group", GROUP_METRICS, _GROUPS)
+
+
+def agreement_table(results: Mapping[str, Any], variants: Iterable[str] | None = None) -> Table | None:
+    """Agreement of each student with its teacher on each split; None where none was measured.
+
+    The last column compares that of the last split.
+    """
+    return _by_split(results, variants, "Agreement with the teacher", "agreement", AGREEMENT_METRICS, _AGREEMENT)
+
+
+def _by_split(
+    results: Mapping[str, Any],
+    variants: Iterable[str] | None,
+    title: str,
+    key: str,
+    metrics: Mapping[str, str],
+    note: str,
+) -> Table | None:
+    """A column for each split and each of ``metrics`` that was measured on it; the first one is compared."""
     cells, suite = results.get("cells") or [], results.get("suite") or {}
     reference, seeds = suite.get("reference"), seeds_of(results)
-    rows = [row for row in results["rows"] if row.get("metric") in GROUP_METRICS and row.get("value") is not None]
-    things = [(s, m) for s in SPLITS for m in GROUP_METRICS if any((r["split"], r["metric"]) == (s, m) for r in rows)]
+    rows = [row for row in results["rows"] if row.get("metric") in metrics and row.get("value") is not None]
+    things = [(s, m) for s in SPLITS for m in metrics if any((r["split"], r["metric"]) == (s, m) for r in rows)]
     if not things:
         return None
     found = {thing: Findings(rows, reference, metric=thing[1]) for thing in things}
     titles = variant_titles(cells)
-    compared = next((thing for thing in reversed(things) if thing[1] == "acc_wg"), None) if reference else None
+    first = next(iter(metrics))
+    compared = next((thing for thing in reversed(things) if thing[1] == first), None) if reference else None
     score = ("percent", "half_width", "seeds")
-    columns = [*_WORDS, *(Column(f"{s}_{m}", f"{s}, {GROUP_METRICS[m]} (%)", score, f"{s} %") for s, m in things)]
+    columns = [*_WORDS, *(Column(f"{s}_{m}", f"{s}, {metrics[m]} (%)", score, f"{s} %") for s, m in things)]
     lines = [_teacher_line([found[thing].teacher(thing[0]) for thing in things], 1 if compared else 0)]
     for variant in _shown(titles, variants):
         own = [cell for cell in cells if cell["variant"] == variant]
@@ -271,12 +295,12 @@ def group_table(results: Mapping[str, Any], variants: Iterable[str] | None = Non
         lines.append(Line(variant, tuple(line), reason=_reason(own)))
     named = titles.get(reference or "", reference)
     if compared:
-        title = f"{compared[0]}, {GROUP_METRICS['acc_wg']}, against {named} (points)"
-        columns.append(Column("group_difference", title, (*score, "p"), "Δ"))
+        against = f"{compared[0]}, {metrics[first]}, against {named} (points)"
+        columns.append(Column(f"{key}_difference", against, (*score, "p"), "Δ"))
     has_teacher = any(found[thing].has_teacher for thing in things)
     one_teacher = has_teacher and all(found[thing].teachers <= 1 for thing in things)
-    notes = (_GROUPS, *_notes(len(seeds), named if compared else None, None, one_teacher))
-    return Table("Accuracy over groups", tuple(columns), tuple(lines if has_teacher else lines[1:]), notes)
+    notes = (note, *_notes(len(seeds), named if compared else None, None, one_teacher))
+    return Table(title, tuple(columns), tuple(lines if has_teacher else lines[1:]), notes)
 
 
 _GROUPS = (
@@ -284,6 +308,8 @@ _GROUPS = (
     "groups, each counting the same. Train-weighted: the mean over groups, each counting by its size in training; "
     "groups that training never showed count nothing."
 )
+
+_AGREEMENT = "Agreement is the share of samples for which student and teacher have the same highest logit."
 
 
 def side_by_side(table: Table, other: Table | None) -> Table:
