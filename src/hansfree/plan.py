@@ -155,7 +155,7 @@ def grids(
     ``rules`` are the variants' selection rules, ``teachers`` what their teachers' rows are filed under (default:
     teacher). What a rule looks at to choose a checkpoint it looks at to choose a setting. Settings count that finished
     for every tuning seed; first those whose validation accuracy is at most ``within`` below the teacher's, or if there
-    are none (``admitted`` is false in all) the one that is nearest to it.
+    are none (``admitted`` is false in all) the one that is nearest to it. Where labels are unknown, all are admitted.
     """
     rows = [row for row in rows if row["group"] is None and row["split"] in ("valid", "valid_ood")]
     ours = [row for row in rows if row.get("seed") in suite.tuned_on]
@@ -180,8 +180,8 @@ def grids(
             for one in members
         ]
         for setting in settings:
-            acc = setting["valid_acc"]
-            setting["admitted"] = acc is not None and (mark is None or acc >= mark - suite.within)
+            finished, acc = setting["valid_loss"] is not None, setting["valid_acc"]
+            setting["admitted"] = finished and (acc is None or mark is None or acc >= mark - suite.within)
         best = _best(settings, sign)
         yield {
             "method": _common_title(members),

@@ -138,6 +138,11 @@ def test_where_no_setting_is_accurate_enough_the_most_accurate_is_shown():
     assert chosen(three_rates(), rows) == [(False, False), (False, True), (False, False)]
 
 
+def test_without_accuracies_the_loss_alone_chooses():
+    rows = [row("teacher", "acc", 0.9), *(row(f"erm lr={lr}", "loss", lr) for lr in (0.2, 0.3))]
+    assert chosen(three_rates(), rows) == [(False, False), (True, True), (True, False)], "0.1 did not finish"
+
+
 def test_the_rule_of_a_variant_chooses_its_setting_where_it_looks():
     rows = rows_of_rates({0.1: (0.1, 0.9), 0.2: (0.2, 0.9), 0.3: (0.3, 0.9)})
     rows += [row("erm lr=0.1", "acc", 0.2, "valid_ood"), row("erm lr=0.3", "acc", 0.4, "valid_ood")]
