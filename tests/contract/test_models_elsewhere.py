@@ -12,10 +12,20 @@ import torch.nn.functional as F
 from skimage import data
 from torch import nn
 
-from hansfree.core import Classifier
+from hansfree.core import Classifier, Teacher
 from hansfree.errors import UserError
 from hansfree.explainers import InputGradient
-from hansfree.models import MODELS, SOURCES, attach_adapter, load_model, save_model, transplant_last_layer, wrap
+from hansfree.methods.preparation import prepare_student
+from hansfree.models import (
+    MODELS,
+    SOURCES,
+    attach_adapter,
+    load_model,
+    save_model,
+    transplant_head,
+    transplant_last_layer,
+    wrap,
+)
 from hansfree.models.torchvision_parts import PARTS, with_parts
 from hansfree.torchvision_guard import import_torchvision
 
@@ -267,6 +277,55 @@ def test_a_clip_teacher_gives_its_last_layer(clip_folder):
     transplant_last_layer(student, teacher)
     assert torch.equal(student.get_classifier().weight, teacher.get_classifier().weight)
     assert student.get_classifier().bias is None and not student.get_classifier().weight.requires_grad
+
+
+def attended_by_hand(pool, map):
+    """Attention pooling of one map [c, h, w]: its mean looks at itself and at every pixel, head by head."""
+    pixels = map.flatten(1).T
+    tokens = torch.cat([pixels.mean(0, keepdim=True), pixels]) + pool.positional_embedding
+    heads = []
+    for part in torch.arange(tokens.shape[1]).chunk(pool.num_heads):
+        q, k, v = (layer(tokens)[:, part] for layer in (pool.q_proj, pool.k_proj, pool.v_proj))
+        heads.append((q[0] @ k.T / len(part) ** 0.5).softmax(0) @ v)
+    return pool.c_proj(torch.cat(heads))
+
+
+@pytest.mark.parametrize("clip_folder", ["resnet"], indirect=True)
+def test_a_student_of_clip_may_take_over_its_whole_head(clip_folder, tmp_path):
+    teacher = load_model(f"open_clip/{clip_folder}", options={"zero_shot": {"classes": CLASSES}}).eval()
+    teacher.requires_grad_(False)
+    student = load_model("small-cnn", num_classes=3, options={"widths": [4, 5, 6]}, size=(8, 8)).eval()
+    body = student.network.forward_features
+    prepare_student(student, Teacher.live(teacher), last_layer="head", start="random")
+    pixels = torch.rand(2, 3, 8, 8)
+    pool, text = teacher.network.visual.attnpool, teacher.get_classifier().weight
+    logits = []
+    for map in body(pixels):
+        adapted = torch.einsum("oc,chw->ohw", student.adapter.weight[:, :, 0, 0], map)
+        embedding = attended_by_hand(pool, adapted)
+        logits.append(text @ (embedding / embedding.norm()))
+    torch.testing.assert_close(student(pixels), torch.stack(logits), rtol=1e-4, atol=1e-5)
+    assert student.forward_features(pixels).shape[1:] == teacher.forward_features(pixels).shape[1:]
+    again = saved_and_loaded(student, tmp_path / "exported")
+    assert torch.equal(again(pixels), student(pixels))
+    explained(student, pixels)
+    trained = {name.split(".")[0] for name, p in student.named_parameters() if p.grad is not None}
+    held = [name for name, p in student.named_parameters() if not p.requires_grad]
+    assert trained == {"network", "adapter"} and not any("body" in name for name in held)
+    assert any("attnpool" in name for name in held) and any("head" in name for name in held)
+    assert not any(p.requires_grad for p in teacher.parameters()), "the teacher's own was changed"
+    with pytest.raises(UserError, match=r"4 pixels, but the student's last feature map has 4 x 4; set model\.size"):
+        student.forward_head(student.adapter(body(torch.rand(1, 3, 16, 16))))
+
+
+def test_a_head_is_taken_over_from_clip_s_resnets_alone(clip_folder):
+    student = load_model("small-cnn", num_classes=4, options={"widths": [4, 6]})
+    with pytest.raises(UserError, match="needs one of CLIP's ResNets"):
+        transplant_head(student, load_model("small-cnn", num_classes=4, options={"widths": [4, 6]}))
+    teacher = load_model(f"open_clip/{clip_folder}", options={"zero_shot": {"classes": CLASSES}})
+    told = "3 classes apart and the student 4" if "resnet" in clip_folder.name else "needs one of CLIP's ResNets"
+    with pytest.raises(UserError, match=told):
+        transplant_head(student, teacher)
 
 
 def test_the_image_tower_alone_is_a_classifier(clip_folder, tmp_path):

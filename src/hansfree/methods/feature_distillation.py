@@ -8,7 +8,8 @@ uses this distance; the idea of hints goes back to Romero et al., FitNets, 2015,
 the transplanted last layer to Lee & Lee, 2023.
 
 Deviations. Where widths differ, a trainable 1x1 convolution without bias is put behind the student's map; where
-sizes differ, maps meet at the smaller one.
+sizes differ, maps meet at the smaller one. Where a CLIP ResNet teaches, ``last_layer: head`` takes over its attention
+pooling with the last layer, behind such a convolution, as the published code does.
 
 Supervision. A teacher; no labels.
 

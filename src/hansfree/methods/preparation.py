@@ -6,14 +6,15 @@ from torch import nn
 
 from hansfree.core import Classifier, Teacher
 from hansfree.errors import UserError
-from hansfree.models import transplant_last_layer
+from hansfree.models import transplant_head, transplant_last_layer
 
-LastLayer = Literal["copied", "free"]
+LastLayer = Literal["copied", "head", "free"]
 Start = Literal["random", "teacher"]
 
 
 def prepare_student(student: nn.Module, teacher: Teacher, *, last_layer: LastLayer, start: Start) -> None:
-    """Give the student the teacher's weights (``start: teacher``) and its frozen last layer (``copied``).
+    """Give the student the teacher's weights (``start: teacher``) and its frozen last layer (``copied``), or all
+    that stands behind the last feature map of a CLIP ResNet (``head``).
 
     Raises ``UserError`` where the two networks do not allow it.
     """
@@ -25,7 +26,11 @@ def prepare_student(student: nn.Module, teacher: Teacher, *, last_layer: LastLay
                 "method.start: teacher needs a student of the teacher's architecture; "
                 "choose the same model for both, or start: random."
             ) from error
-    if last_layer == "copied":
-        if not isinstance(student, Classifier):
-            raise UserError("method.last_layer: copied needs a student made by load_model; set last_layer: free.")
+    if last_layer == "free":
+        return
+    if not isinstance(student, Classifier):
+        raise UserError(f"method.last_layer: {last_layer} needs a student made by load_model; set last_layer: free.")
+    if last_layer == "head":
+        transplant_head(student, teacher.model)
+    else:
         transplant_last_layer(student, teacher.head)

@@ -36,6 +36,25 @@ class ZeroShot(Schema):
     temperature: float | None = None
 
 
+class BorrowedPooling(nn.Module):
+    """Another network's last feature map under the attention pooling of a CLIP ResNet."""
+
+    def __init__(self, body: nn.Module, attnpool: nn.Module) -> None:
+        super().__init__()
+        self.body, self.attnpool = body, attnpool
+
+    def pooled(self, features: Tensor) -> Tensor:
+        """An embedding [b, e]. Raises ``UserError`` where the map has another number of pixels than the pooling."""
+        pool: Any = self.attnpool
+        places, (height, width) = len(pool.positional_embedding) - 1, features.shape[-2:]
+        if height * width != places:
+            raise UserError(
+                f"The teacher's attention pooling reads {places} pixels, but the student's last feature map has "
+                f"{height} x {width}; set model.size to what makes them equal, or method.last_layer: copied."
+            )
+        return pool(features)
+
+
 class ClipClassifier(nn.Module):
     """head(embedding of the image), the embedding divided by its length where ``normalised``."""
 
@@ -60,6 +79,8 @@ class ClipClassifier(nn.Module):
         match type(visual).__name__:
             case "ModifiedResNet":
                 return visual.layer4(visual.layer3(visual.layer2(visual.layer1(visual.stem(x)))))
+            case "BorrowedPooling":
+                return visual.body.forward_features(x)
             case "VisionTransformer":
                 return visual.transformer(visual._embeds(x))
             case "TimmModel":
@@ -73,11 +94,18 @@ class ClipClassifier(nn.Module):
         match type(visual).__name__:
             case "ModifiedResNet":
                 return self._logits(visual.attnpool(features))
+            case "BorrowedPooling":
+                return self._logits(visual.pooled(features))
             case "VisionTransformer":
                 pooled, _ = visual._pool(features)
                 return self._logits(pooled if visual.proj is None else pooled @ visual.proj)
             case _:
                 return self._logits(visual.head(visual.trunk.forward_head(features)))
+
+    @property
+    def pools_by_attention(self) -> bool:
+        """Whether attention pooling stands before the last layer, as in CLIP's own ResNets."""
+        return hasattr(self.visual, "attnpool")
 
     def get_classifier(self) -> nn.Linear:
         """The last linear layer: for a zero-shot classifier temperature times the text embeddings."""

@@ -17,7 +17,7 @@ from hansfree.config import construct
 from hansfree.core import Classifier, Encoding, InputSpec
 from hansfree.errors import UserError, nearest
 from hansfree.models.bcos import bcos_network
-from hansfree.models.clip import clip_network
+from hansfree.models.clip import BorrowedPooling, ClipClassifier, clip_network
 from hansfree.models.efficientnet_lite import (
     PUBLISHED,
     EfficientNetLite,
@@ -139,7 +139,10 @@ def _assembled(
     if built.label_names:
         config["label_names"] = list(built.label_names)
     model = Classifier(built.network, config, mean=built.mean, std=built.std, size=built.size, encoding=built.encoding)
-    if adapter is not None:
+    if (head := described.get("head")) is not None:
+        lender = _build(head["architecture"], Wanted("", built.classes, options=head["options"])).network
+        _borrow_head(model, lender, head)
+    elif adapter is not None:
         attach_adapter(model, adapter)
     if weights is not None:
         load_weights(model, weights)
@@ -249,6 +252,7 @@ def _exported(folder: Path, num_classes: int | None) -> Classifier:
             "use a model trained for these classes."
         )
     described = {"architecture": name, "channels": config.get("channels", 3), "stem": config.get("stem", "imagenet")}
+    described["head"] = config.get("head")
     wanted = Wanted(name, classes, described["channels"], False, described["stem"], config.get("options") or {})
     normalisation = config.get("pretrained_cfg") or {}
     built = dataclasses.replace(
@@ -325,6 +329,37 @@ def transplant_last_layer(model: Classifier, teacher: nn.Module) -> None:
     _replace_classifier(model, copy.requires_grad_(False))
 
 
+def transplant_head(model: Classifier, teacher: nn.Module) -> None:
+    """Copy a CLIP ResNet's attention pooling and last layer into ``model``, frozen, behind a trainable 1x1 convolution.
+
+    So does the published code of Bassi et al., 2024, where a CLIP teaches. Raises ``UserError`` where the teacher is
+    no such network, class counts differ, or the student has more behind its last feature map than one layer.
+    """
+    lender = teacher.network if isinstance(teacher, Classifier) else None
+    if not isinstance(teacher, Classifier) or not isinstance(lender, ClipClassifier) or not lender.pools_by_attention:
+        raise UserError("method.last_layer: head needs one of CLIP's ResNets as a teacher; for others use copied.")
+    if lender.head.out_features != (own := last_layer(model, "student")).out_features:
+        raise UserError(
+            f"The teacher tells {lender.head.out_features} classes apart and the student {own.out_features}; "
+            "their head cannot be shared."
+        )
+    described = {key: teacher.config[key] for key in ("architecture", "options")}
+    for part in _borrow_head(model, lender, teacher.config.get("head") or described):
+        part.requires_grad_(False)
+
+
+def _borrow_head(model: Classifier, lender: nn.Module, described: Mapping[str, Any]) -> tuple[nn.Module, nn.Module]:
+    assert isinstance(lender, ClipClassifier)
+    pool: Any = copy.deepcopy(lender.visual.attnpool)
+    head = copy.deepcopy(lender.head)
+    attach_adapter(model, pool.k_proj.in_features)  # refuses other layers in between; its last layer is not kept
+    body = model.network
+    _replace_classifier(model, nn.Identity())
+    model.network = ClipClassifier(BorrowedPooling(body, pool), head, normalised=lender.normalised)
+    model.config.update(adapter=None, head=described)
+    return pool, head
+
+
 def last_layer(model: nn.Module, role: str) -> nn.Linear:
     """The linear layer that makes the logits, or ``model`` itself where it is that layer alone.
 
@@ -336,7 +371,7 @@ def last_layer(model: nn.Module, role: str) -> nn.Linear:
     return layer
 
 
-def _replace_classifier(model: Classifier, layer: nn.Linear) -> None:
+def _replace_classifier(model: Classifier, layer: nn.Module) -> None:
     old = model.get_classifier()
     name = next(name for name, module in model.network.named_modules() if module is old)
     model.network.set_submodule(name, layer)
