@@ -87,7 +87,7 @@ def _subset(predictions: Predictions, index: Tensor) -> Predictions:
 # Maps ---------------------------------------------------------------------------------------------------------
 
 Looking = Callable[[Batch, Target, Draws], tuple[Tensor, Tensor]]
-"""A model that explains: logits, and the map over the image."""
+"""A model that explains: logits, and the map over the image, on the CPU, since not every device has float64."""
 
 
 def of_maps(
@@ -112,7 +112,7 @@ def of_maps(
         teacher = None
     parts = sample(len(split), samples).split(batch_size)
     found = [scores(student, teacher, split.batch(index).to(device), explainer, shifts) for index in parts]
-    values = {key: torch.cat([part[key] for part in found]).cpu() for key in found[0]}
+    values = {key: torch.cat([part[key] for part in found]) for key in found[0]}
     curves = {model: values.pop((model, CURVE)) for model, metric in list(values) if metric == CURVE}
     values |= {(model, "shift_equivariance"): shift_equivariance(curve) for model, curve in curves.items()}
     rows = together({key: mean_of(value) for key, value in values.items()}, name, measured_with=measured_with)
@@ -148,7 +148,7 @@ def scores(student: nn.Module, teacher: Teacher | None, batch: Batch, explainer:
     if teacher is not None:
         answer = teacher.answer(batch, explainer, Top(), draws)
         _, ours = looking["student"](batch, answer.target, draws)
-        theirs = at_size(answer.map, _size(batch))
+        theirs = at_size(answer.map, _size(batch)).cpu()
         for name, similarity in EXPLANATION_AGREEMENT.items():
             if name != "explanation_ssim" or min(_size(batch)) >= WINDOW:
                 found["student", name] = similarity(ours, theirs)
@@ -173,7 +173,7 @@ def curve(look: Looking, batch: Batch, draws: Draws, shifts: int) -> Tensor:
 def _looking(model: nn.Module, view: Callable[[Batch], Tensor], explainer: Explainer) -> Looking:
     def look(batch: Batch, target: Target, draws: Draws) -> tuple[Tensor, Tensor]:
         logits, map = explainer(model, view(batch), target, draws=draws)
-        return logits, at_size(map, _size(batch))
+        return logits, at_size(map, _size(batch)).cpu()
 
     return look
 
@@ -188,9 +188,9 @@ def _mask(batch: Batch) -> Tensor | None:
     if batch.label.ndim > 1 or (batch.mask is None and batch.boxes is None):
         return None
     if batch.mask is not None:
-        return batch.mask[:, 0]
+        return batch.mask[:, 0].cpu()
     assert batch.boxes is not None
-    return box_mask(batch.boxes, batch.label, _size(batch))
+    return box_mask(batch.boxes, batch.label, _size(batch)).cpu()
 
 
 def _moved(batch: Batch, shift: int) -> Batch:
