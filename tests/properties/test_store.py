@@ -531,3 +531,12 @@ def test_a_flip_that_is_forgotten_would_show(stored, tiny):
     forgotten = teacher.answer(dataclasses.replace(batch, view=None), Image(coarse=4), Top(), {}).map
     right = teacher.answer(batch, Image(coarse=4), Top(), {}).map
     assert cosine(forgotten, right).mean() < 0.25 and torch.equal(right, forgotten.flip(-1))
+
+
+def test_a_store_that_outgrows_memory_is_read_the_same(stored, tiny, monkeypatch):
+    monkeypatch.setattr("hansfree.store.files._memory", lambda: 1)
+    asked = []
+    monkeypatch.setattr("hansfree.store.files._read_no_more_than_asked", asked.append)
+    teacher = stored(Image(), dtype="float32")
+    batch = batch_of(Marked(tiny))
+    assert torch.equal(teacher.answer(batch, Image(), Top(), {}).map, batch.images) and asked

@@ -7,9 +7,12 @@ last and makes a store of the folder.
 
 import hashlib
 import math
+import mmap
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, final, get_args
 
@@ -124,7 +127,15 @@ class Store:
         path = shard_path(self.path, split, name, number)
         if path not in self._open:
             self._open[path] = np.load(path, mmap_mode=mode)
+            if self._outgrows_memory:
+                _read_no_more_than_asked(self._open[path])
         return self._open[path]
+
+    @cached_property
+    def _outgrows_memory(self) -> bool:
+        """Whether the arrays cannot all stay in the page cache. Otherwise reading ahead fills it sooner."""
+        per_sample = {split: sum(f.bytes for f in fields_of(self.about, split).values()) for split in self.splits}
+        return 2 * sum(self.rows(split) * count for split, count in per_sample.items()) > _memory()
 
     def take(self, split: str, name: str, rows: np.ndarray, *slots: np.ndarray) -> np.ndarray:
         """A copy of rows of a field; ``slots`` [b] choose along the next dimensions, so that no more is read."""
@@ -139,6 +150,17 @@ class Store:
             chosen = (slot[here] for slot in slots)
             result[here] = self.shard(split, name, int(number))[row[here], *chosen]
         return result
+
+
+def _memory() -> int:
+    """Bytes of this machine's memory, or 0 where it does not say."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
+
+
+def _read_no_more_than_asked(array: np.memmap) -> None:
+    mapped = getattr(array, "_mmap", None)
+    if mapped is not None and hasattr(mmap, "MADV_RANDOM"):
+        mapped.madvise(mmap.MADV_RANDOM)  # else the system reads 128 KiB around each row
 
 
 def shard_path(folder: Path, split: str, name: str, number: int) -> Path:
