@@ -136,12 +136,12 @@ def test_the_tiers_are_animals_of_training_and_animals_that_it_never_saw(made):
     benchmark = made(**{**SMALL, "train": 840})
     train, test = benchmark.split("train"), benchmark.split("shift")
     learned = pictures_of(train, torch.arange(len(train)))
-    seen, unseen = (pictures_of(test, test.tier == tier) for tier in range(2))
+    seen, unseen = (pictures_of(test, test.tiers[tier]) for tier in ("seen", "unseen"))
     assert seen <= learned
     assert unseen and not unseen & learned
-    for label in range(2):
-        assert [int(((test.label == label) & (test.tier == tier)).sum()) for tier in range(2)] == [20, 20]
-    assert train.tier is None and benchmark.tiers == ("seen", "unseen")
+    assert [test.label[rows].bincount().tolist() for rows in test.tiers.values()] == [[20, 20], [20, 20]]
+    assert sorted(torch.cat(list(test.tiers.values())).tolist()) == list(range(80))
+    assert not train.tiers
 
 
 def test_animals_of_a_class_are_shown_equally_often():

@@ -21,6 +21,7 @@ Splits. No animal and no scene is in two of train, valid and test, but for the t
 included where it covers the animal; and the hat. Both are exact.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, final
@@ -35,7 +36,6 @@ from hansfree.benchmarks.coloured_digits import between, generator_for, known
 from hansfree.benchmarks.composites import Picture, Place, Views, compose, cut_out, parted, sides
 from hansfree.benchmarks.photograph_splits import (
     PARTS,
-    TIERS,
     Part,
     Task,
     animals_by_class,
@@ -94,8 +94,8 @@ class WornSplit(Split):
 
     label: Int[Tensor, "n"]  # pyright: ignore[reportIncompatibleVariableOverride]
     bias: Int[Tensor, "n"]  # pyright: ignore[reportIncompatibleVariableOverride]
-    tier: Int[Tensor, "n"] | None
-    """Which of the benchmark's tiers each sample belongs to."""
+    tiers: Mapping[str, Int[Tensor, "_"]]
+    """Samples of each tier; in the tests only."""
     objects: Views
     scenes: Views
     hats: Views | None
@@ -135,7 +135,6 @@ class Accessories(Benchmark):
 
     name: ClassVar[str] = "accessories"
     mask_names = ("animal", "accessory")
-    tiers = TIERS
     gives = frozenset({"bias", "mask", "clean"})
 
     def __init__(
@@ -219,7 +218,7 @@ class Accessories(Benchmark):
     def _wearing(self, part: Part, hat: Int[Tensor, "n"] | None, scenes: Views) -> WornSplit:
         bias = torch.full_like(part.label, len(self.biases) - 1) if hat is None else hat
         hats = None if hat is None else self._hat_views(part.objects, hat)
-        return WornSplit(label=part.label, bias=bias, tier=part.tier, objects=part.objects, scenes=scenes, hats=hats)
+        return WornSplit(label=part.label, bias=bias, tiers=part.tiers, objects=part.objects, scenes=scenes, hats=hats)
 
     def _hat_views(self, objects: Views, hat: Int[Tensor, "n"]) -> Views:
         pictures = tuple(cut_out(self._folder / worn.files[0], self._size) for worn in self._hats)

@@ -26,7 +26,7 @@ import hashlib
 import io
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, final
@@ -81,7 +81,6 @@ class Table:
     classes: tuple[str, ...] = ()
     places: tuple[str, ...] = ()
     mask_names: tuple[str, ...] = ()
-    tiers: tuple[str, ...] = ()
 
     def of(self, split: str) -> tuple[Row, ...]:
         """The rows of one split, in order."""
@@ -114,8 +113,7 @@ def read_table(root: Path, classes: Sequence[str] | None = None, mask_names: Seq
     told_masks = tuple(mask_names or names.get("mask_names") or ())[:masks]
     problems += _gaps(root, rows, told_classes, masks)
     told_masks += tuple("object" if masks == 1 else f"mask {i + 1}" for i in range(len(told_masks), masks))
-    tiers = tuple(dict.fromkeys(row.tier for row in rows if row.tier))
-    return Table(tuple(rows), tuple(problems), told_classes, told_places, told_masks, tiers)
+    return Table(tuple(rows), tuple(problems), told_classes, told_places, told_masks)
 
 
 def _names(root: Path) -> dict[str, list[str]]:
@@ -297,8 +295,8 @@ class FolderSplit(Split):
     rows: tuple[Row, ...]
     label: Int[Tensor, "n"]  # pyright: ignore[reportIncompatibleVariableOverride]
     bias: Int[Tensor, "n"] | None
-    tier: Int[Tensor, "n"] | None
-    """Which of the benchmark's tiers each sample belongs to."""
+    tiers: Mapping[str, Int[Tensor, "_"]]
+    """Samples of each tier."""
     size: tuple[int, int]
     """Height and width that every image comes to."""
     resized: bool
@@ -385,20 +383,19 @@ class Folder(Benchmark):
         first = read_image(table.of("train")[0].image)
         height, width = (size, size) if size else (first.height, first.width)
         self.input = InputSpec(3, height, width)
-        self.classes, self.biases, self.mask_names, self.tiers = (
-            table.classes, table.places, table.mask_names, table.tiers,
-        )  # fmt: skip
+        self.classes, self.biases, self.mask_names = table.classes, table.places, table.mask_names
         given = {"bias": bool(table.places), "mask": bool(table.mask_names), "clean": table.rows[0].clean is not None}
         self.gives = frozenset(name for name, there in given.items() if there)
         self._splits = {name: self._split(table.of(name), size is not None, cache) for name in SPLITS if table.of(name)}
         self._options = {"root": str(root), "size": size, "cache": cache}
 
     def _split(self, rows: tuple[Row, ...], resized: bool, cache: bool) -> FolderSplit:
+        names = dict.fromkeys(row.tier for row in rows if row.tier)
         return FolderSplit(
             rows=rows,
             label=torch.tensor([int(row.y) for row in rows]),
             bias=torch.tensor([int(row.place) for row in rows]) if self.biases else None,
-            tier=torch.tensor([self.tiers.index(row.tier) for row in rows]) if rows[0].tier else None,
+            tiers={name: torch.tensor([i for i, row in enumerate(rows) if row.tier == name]) for name in names},
             size=(self.input.height, self.input.width),
             resized=resized,
             kept={} if cache else None,

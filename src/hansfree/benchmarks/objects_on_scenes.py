@@ -21,6 +21,7 @@ Repeats. ``split_seed`` 0 to 7 are eight rotations of animals and scenes (see
 :mod:`hansfree.benchmarks.photograph_splits`), odd ones with the two kinds of scene exchanged between the classes.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, final
@@ -34,7 +35,6 @@ from hansfree.benchmarks.coloured_digits import between, generator_for, known
 from hansfree.benchmarks.composites import Views, compose, grained_noise, parted
 from hansfree.benchmarks.photograph_splits import (
     PARTS,
-    TIERS,
     Part,
     Task,
     animals_by_class,
@@ -64,8 +64,8 @@ class CompositeSplit(Split):
 
     label: Int[Tensor, "n"]  # pyright: ignore[reportIncompatibleVariableOverride]
     bias: Int[Tensor, "n"]  # pyright: ignore[reportIncompatibleVariableOverride]
-    tier: Int[Tensor, "n"] | None
-    """Which of the benchmark's tiers each sample belongs to."""
+    tiers: Mapping[str, Int[Tensor, "_"]]
+    """Samples of each tier; in the tests only."""
     objects: Views
     scenes: Views
     """As many as samples: sample i has scene i behind it."""
@@ -145,7 +145,6 @@ class ObjectsOnScenes(Benchmark):
 
     name: ClassVar[str] = "objects-on-scenes"
     mask_names = ("animal",)
-    tiers = TIERS
     gives = frozenset({"bias", "mask", "clean"})
 
     def __init__(
@@ -238,7 +237,7 @@ class ObjectsOnScenes(Benchmark):
         return CompositeSplit(
             label=part.label,
             bias=kind if ground in SCENIC else torch.full_like(kind, len(self.biases) - 1),
-            tier=part.tier,
+            tiers=part.tiers,
             objects=part.objects,
             scenes=scene_views(self._folder, choices, kind, self._size, self._stream(f"{name} scenes")),
             twin=torch.randint(count, (count,), generator=self._stream(f"{name} twins")),

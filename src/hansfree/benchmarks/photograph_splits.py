@@ -82,8 +82,8 @@ class Part:
 
     name: str
     label: Int[Tensor, "n"]
-    tier: Int[Tensor, "n"] | None
-    """In test: 0 for animals of training, 1 for animals that training never saw."""
+    tiers: Mapping[str, Int[Tensor, "_"]]
+    """In test, the samples of each tier: "seen", animals of training, and "unseen", animals that it never saw."""
     group: Int[Tensor, "n"]
     """Class and tier in one number."""
     objects: Views
@@ -97,14 +97,15 @@ def part_of(
     label = torch.arange(count) % classes
     if name != "test":
         choices = {number: own[name] for number, own in enumerate(animals)}
-        return Part(name, label, None, label, object_views(folder, choices, label, size, generator))
+        return Part(name, label, {}, label, object_views(folder, choices, label, size, generator))
     tier = torch.arange(count) // classes % len(TIERS)
     group = label + classes * tier
     choices = {
         number + classes * row: own[source] for row, source in enumerate(("train", "test"))
         for number, own in enumerate(animals)
     }  # fmt: skip
-    return Part(name, label, tier, group, object_views(folder, choices, group, size, generator))
+    tiers = {of: (tier == number).nonzero()[:, 0] for number, of in enumerate(TIERS)}
+    return Part(name, label, tiers, group, object_views(folder, choices, group, size, generator))
 
 
 def biased(part: Part, ratio: int | float, generator: torch.Generator) -> Int[Tensor, "n"]:

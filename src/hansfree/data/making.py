@@ -42,7 +42,7 @@ def make(benchmark: Benchmark, out: Path, watch: Watch = lambda done, total: Non
                 rows.append(row)
                 watch(len(rows), total)
         with (whole / TABLE).open("w", encoding="utf-8", newline="") as file:
-            table = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+            table = csv.DictWriter(file, list({key: None for row in rows for key in row}), lineterminator="\n")
             table.writeheader()
             table.writerows(rows)
         names = {
@@ -59,8 +59,8 @@ def make(benchmark: Benchmark, out: Path, watch: Watch = lambda done, total: Non
 
 
 def _written(benchmark: Benchmark, name: str, split: Split, folder: Path) -> Iterator[dict[str, object]]:
-    tiers: tuple[str, ...] = getattr(benchmark, "tiers", ())
-    tier: Tensor | None = getattr(split, "tier", None)
+    tiers: dict[str, Tensor] = getattr(split, "tiers", {})
+    tier = {number: of for of, members in tiers.items() for number in members.tolist()}
     for index in torch.arange(len(split)).split(100):
         batch = split.batch(index)
         for place, number in enumerate(index.tolist()):
@@ -81,8 +81,8 @@ def _written(benchmark: Benchmark, name: str, split: Split, folder: Path) -> Ite
                 )
             if batch.clean is not None:
                 row["clean_filename"] = _saved(batch.clean[place], folder, f"clean/{stem}.png")
-            if tiers:
-                row["tier"] = "" if tier is None else tiers[int(tier[number])]
+            if tier:
+                row["tier"] = tier[number]
             yield row
 
 
