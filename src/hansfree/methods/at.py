@@ -14,7 +14,8 @@ the four smallest resolutions; the last is paired with the last, the one before 
 
 Supervision. A teacher; labels unless label_weight is 0.
 
-Cost. The teacher's forward pass on top of an ERM step; maps of the matched layers stay in memory.
+Cost. The teacher's forward pass on top of an ERM step; maps of the matched layers stay in memory. 1.9 ERM steps where
+kd takes 1.7.
 """
 
 from typing import final
@@ -33,11 +34,12 @@ from hansfree.methods.matched_layers import Seen
 def attention_transfer(student: Float[Tensor, "b c h w"], teacher: Float[Tensor, "b d h2 w2"]) -> Float[Tensor, ""]:
     """Mean squared difference of the two normalised attention maps, at the smaller size of the two."""
     size = min(student.shape[-2], teacher.shape[-2]), min(student.shape[-1], teacher.shape[-1])
-    ours, theirs = (_attention(F.adaptive_avg_pool2d(features, size)) for features in (student, teacher))
-    return F.mse_loss(ours, theirs)
+    return F.mse_loss(_attention(student, size), _attention(teacher, size))
 
 
-def _attention(features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b pixels"]:
+def _attention(features: Float[Tensor, "b c h w"], size: tuple[int, int]) -> Float[Tensor, "b pixels"]:
+    if features.shape[-2:] != size:  # torch pools, slowly, where there is nothing to pool too
+        features = F.adaptive_avg_pool2d(features, size)
     return F.normalize(at_least_float32(features).square().mean(1).flatten(1))
 
 

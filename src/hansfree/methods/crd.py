@@ -21,7 +21,8 @@ without which (the text's eq. 19) most of the loss would be a constant.
 
 Supervision. A teacher; labels unless label_weight is 0 (another published configuration has it 0).
 
-Cost. The teacher's forward pass on top of an ERM step, and two products of the batch with the n remembered embeddings.
+Cost. The teacher's forward pass on top of an ERM step, and two products of the batch with the n remembered embeddings:
+2.3 ERM steps where kd takes 1.7 (small ResNet, n = 5,000, one thread), 3.4 to 4.8 with a full bank and n = 16,384.
 The queue, 2 n d numbers (17 MB), is part of each checkpoint. The full bank has 2 d numbers per training image (1 GB per
 million); of a run's checkpoints only those to resume from keep it, in a file beside them.
 """
@@ -157,13 +158,12 @@ class CRD(Distiller):
             self._fresh = u.detach(), v.detach()
         return {"contrast": self.weight * loss, **self.label_term(batch, ours.logits)}
 
-    def _rows(self, device: torch.device) -> Int[Tensor, "n"]:
+    def _rows(self, device: torch.device) -> Int[Tensor, "n"] | slice:
         """Which entries are the negatives: all of a queue, some of a full bank (always the same in validation)."""
-        count = len(self.bank.index)
         if self.bank.kind == "queue":
-            return torch.arange(count, device=device)
+            return slice(None)
         generator = None if self.training else torch.Generator().manual_seed(0)
-        return torch.randint(count, (self.negatives,), generator=generator).to(device)
+        return torch.randint(len(self.bank.index), (self.negatives,), generator=generator).to(device)
 
     def observe(self, batch: Batch, terms: Mapping[str, Tensor]) -> None:
         """Remember the embeddings of the step, those of all processes."""

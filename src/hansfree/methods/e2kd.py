@@ -18,8 +18,9 @@ not raised in return; batches are counted over the whole training, not anew in e
 
 Supervision. A teacher, and labels where the base wants them.
 
-Cost. Explanations come with the passes that the base needs anyway: with Grad-CAM five to ten per cent over kd, with
-input gradients or LRP two to three times kd's step, of which ``every: 4`` saves about half.
+Cost. One pass of each network serves the base and the explanation. In ERM steps, for a small ResNet whose teacher has
+four times its weights (batches of 32, one thread), where kd takes 1.7: 3.0 with Grad-CAM, about 5 with
+gradient-x-input or LRP; ``every: 4`` saves three quarters of what is above kd.
 """
 
 import dataclasses
