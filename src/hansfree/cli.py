@@ -302,7 +302,10 @@ def store_make_command(
     from hansfree.parts import RunConfig, make_explainer
     from hansfree.runs import read_yaml
 
-    parsed = parse(RunConfig, apply_overrides(read_yaml(config), settings or []), f"the config {config}")
+    section = apply_overrides(read_yaml(config), settings or [])
+    if "variants" in section:
+        raise UserError(f"{config} describes a suite (it has variants); give the config of one of its runs.")
+    parsed = parse(RunConfig, section, f"the config {config}")
     own = make_explainer(parsed.explainer)
     explainers = [explainer_of(text) for text in explainer] if explainer else [] if own is None else [own]
     request = Request(

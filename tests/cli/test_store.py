@@ -126,6 +126,7 @@ def test_a_run_that_asks_for_something_else_is_refused_before_it_trains(settings
         (["teacher_input=recombine"], "other images of the batch"),
         (["teacher=null"], "A store needs the teacher itself"),
         (["teacher={store: x}"], "A store needs the teacher itself"),
+        (["variants={a: {}}"], "describes a suite"),
     ],
 )
 def test_a_store_that_could_not_be_replayed_is_not_made(options, message, hansfree, config, teacher, tmp_path):
