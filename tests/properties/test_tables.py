@@ -135,7 +135,7 @@ def results() -> dict[str, Any]:
         for variant, value in (("erm", 0.01), ("lrp", 0.86 + 0.01 * seed)):
             rows += [row(variant, seed, value), row(variant, seed, 0.99, split="iid")]
             rows.append(row(variant, seed, 0.99 - value, split=None, metric="gap"))
-    rows += [row("teacher", 0, 0.95, model="teacher", split=split) for split in ("iid", "shift")]
+    rows += [row("teacher", 0, 0.95, model="teacher", split=split) for split in ("iid", "ood", "shift")]
     cells = [cell("erm", seed) for seed in (0, 1, 2)]
     cells += [
         cell("lrp", seed, title="LRP", needs=["teacher", "mask"], time={"train_seconds": 40.0}) for seed in (0, 1, 2)
@@ -368,3 +368,17 @@ def test_the_terminal_shows_brackets_as_they_are_and_fits_80_columns():
     console.print(to_rich(method_table(results())))
     text = console.export_text()
     assert "…" not in text and "±2.5" in text and "87.0" in text and "4.0 ×" in text
+
+
+def test_only_splits_that_were_measured_have_columns():
+    def row(variant, split, value):
+        return {"variant": variant, "model": "student", "seed": 0, "split": split, "metric": "acc", "value": value}
+
+    cells = [
+        {"variant": name, "title": None, "seed": 0, "status": "done", "steps": 1, "time": {}} for name in ("a", "b")
+    ]
+    results = {"rows": [row("a", "iid", 0.5), row("b", "iid", 0.75)], "cells": cells, "suite": {"reference": "a"}}
+    table = method_table(results)
+    assert [column.key for column in table.columns[3:]] == ["iid", "difference", "steps", "time"]
+    assert table.columns[4].title == "Iid against a (points)"
+    assert [line.cells[4].text for line in table.lines] == ["reference", "+25.0"]

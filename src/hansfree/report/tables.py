@@ -232,18 +232,19 @@ def method_table(results: Mapping[str, Any], variants: Iterable[str] | None = No
     titles = variant_titles(cells)
     seconds = {variant: _training_seconds(cells, variant) for variant in titles}
     yardstick = next((cell["variant"] for cell in cells if cell.get("method") == "erm"), None)
-    lines = [_teacher_line([*(found.teacher(split) for split in SPLITS), found.teacher(None)], 3 if reference else 2)]
+    shown = found.splits
+    lines = [_teacher_line([found.teacher(split) for split in shown], 3 if reference else 2)]
     for variant in _shown(titles, variants):
         own = [cell for cell in cells if cell["variant"] == variant]
-        measured = [_score_cell(found.student(variant, split), own, len(seeds)) for split in (*SPLITS, None)]
-        difference = _difference_cell(found.student(variant, "shift"), own, variant == reference)
+        measured = [_score_cell(found.student(variant, split), own, len(seeds)) for split in shown]
+        difference = _difference_cell(found.student(variant, _compared(shown)), own, variant == reference)
         time = _time_cell(seconds[variant], seconds.get(yardstick) if yardstick else None)
         against = (difference,) if reference else ()
         rest = (*measured, *against, _steps_cell(own), time)
         lines.append(Line(variant, (*_words(titles[variant], own), *rest), reason=_reason(own)))
     one_teacher = found.has_teacher and found.teachers == 1
     notes = _notes(len(seeds), titles.get(reference or ""), titles.get(yardstick or ""), one_teacher)
-    columns = _columns(titles.get(reference or "", reference))
+    columns = _columns(shown, titles.get(reference or "", reference))
     return Table("Accuracy by method", columns, tuple(lines if found.has_teacher else lines[1:]), notes)
 
 
@@ -387,6 +388,13 @@ class Findings:
         """How many teachers were measured."""
         return max((found.n for found in self._teacher.values()), default=0)
 
+    @property
+    def splits(self) -> tuple[str | None, ...]:
+        """The splits that anyone was measured on, and None for the gap where both its ends were; else all of them."""
+        measured = {split for _, split in self._students} | self._teacher.keys()
+        splits = [split for split in SPLITS if split in measured] or list(SPLITS)
+        return (*splits, *([None] if {"iid", "shift"} <= set(splits) else []))
+
     def student(self, variant: str, split: str | None) -> Summary | None:
         """The student's accuracy on ``split``; None where it was not measured."""
         return self._students.get((variant, split))
@@ -450,13 +458,19 @@ _WORDS = (
 )
 
 
-def _columns(reference: str | None) -> tuple[Column, ...]:
-    score = ("percent", "half_width", "seeds")
-    against = Column("difference", f"Shift against {reference} (points)", (*score, "p"), "Δ shift")
+def _compared(shown: Sequence[str | None]) -> str:
+    """The split whose accuracies are compared: shift, or the last one that was measured."""
+    return [split for split in shown if split is not None][-1]
+
+
+def _columns(shown: Sequence[str | None], reference: str | None) -> tuple[Column, ...]:
+    score, compared = ("percent", "half_width", "seeds"), _compared(shown)
+    title = f"{compared.capitalize()} against {reference} (points)"
+    against = Column("difference", title, (*score, "p"), f"Δ {compared}")
     return (
         *_WORDS,
-        *(Column(split, f"{split} (%)", score, f"{split} %") for split in SPLITS),
-        Column("gap", "Gap iid to shift (points)", score, "gap"),
+        *(Column(split, f"{split} (%)", score, f"{split} %") for split in shown if split is not None),
+        *([Column("gap", "Gap iid to shift (points)", score, "gap")] if None in shown else []),
         *([against] if reference else []),
         Column("steps", "Steps", ("count",)),
         Column("time", "Training time", ("seconds", "relative"), "time"),
