@@ -369,7 +369,7 @@ def _claim(folder: Path, config_file: Path, config: Mapping[str, Any], *, resume
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; choose another --out.")
     if config_file.exists():
-        held, asked = read_yaml(config_file), yaml.safe_load(text)
+        held, asked = _without_nothing(read_yaml(config_file)), _without_nothing(yaml.safe_load(text))
         if held != asked:
             raise UserError(
                 f"{folder} holds another run ({difference(held, asked)}); choose another --out, "
@@ -383,6 +383,14 @@ def _claim(folder: Path, config_file: Path, config: Mapping[str, Any], *, resume
         raise UserError(f"{folder} holds other files and no {config_file.name}; choose another --out.")
     write_text(config_file, text)
     _remove_leftovers(folder)
+
+
+def _without_nothing(config: Any) -> Any:
+    # A setting that did not exist when a folder was made is one that is off: null or empty.
+    if not isinstance(config, dict):
+        return config
+    kept = {key: _without_nothing(value) for key, value in config.items()}
+    return {key: value for key, value in kept.items() if value is not None and value not in ({}, [])}
 
 
 def _remove_leftovers(folder: Path) -> None:

@@ -103,6 +103,14 @@ def test_another_run_is_refused_by_its_first_differing_key(tmp_path: Path, resum
         RunFolder.create(tmp_path, CONFIG | {"extra": 1}, resume=resume)
 
 
+def test_a_setting_that_is_off_is_no_difference(tmp_path: Path):
+    RunFolder.create(tmp_path, CONFIG, resume=False)
+    later = CONFIG | {"extra": None, "more": {"again": None}, "training": {**CONFIG["training"], "list": []}}
+    assert RunFolder.create(tmp_path, later, resume=True) == RunFolder(tmp_path)
+    with pytest.raises(UserError, match="another run"):
+        RunFolder.create(tmp_path, CONFIG | {"training": None}, resume=True)
+
+
 def test_foreign_files_are_refused_and_left_alone(tmp_path: Path):
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(UserError, match=r"no config\.yaml"):
