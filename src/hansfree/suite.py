@@ -111,7 +111,7 @@ def run_suite(
     if suite.tuning_seeds is not None:
         chosen = set(chosen_of(gather(suite, first, outcomes, folder)["suite"]["grids"]).values())
         shown = [cell for cell in cells if cell in first or cell.variant in chosen]
-        outcomes |= run_cells([cell for cell in shown if cell.label not in not_given], jobs, device, watch)
+        outcomes |= run_cells([cell for cell in shown if cell.variant not in not_given], jobs, device, watch)
         cells = shown
     write_json(folder.results, gather(suite, cells, outcomes, folder))
     build_report(folder.path)
