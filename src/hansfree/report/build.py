@@ -305,8 +305,15 @@ class Page:
 
     @property
     def warnings(self) -> list[Notice]:
-        """Failed cells first, then flagged ones, then what the page itself could not do."""
-        return [*_failures(self.cells, self.titles), *_flags(self.cells, self.titles), *self._own_warnings()]
+        """Failed cells first, then flagged ones of the headline, then what the page itself could not do."""
+        shown = [cell for cell in self.cells if cell["variant"] in self.shown]
+        return [*_failures(self.cells, self.titles), *_flags(shown, self.titles), *self._own_warnings()]
+
+    @property
+    def flags_of_others(self) -> list[Notice]:
+        """What is flagged of the settings that were not chosen."""
+        others = [cell for cell in self.cells if cell["variant"] in self.others]
+        return list(_flags(others, self.titles))
 
     def _own_warnings(self) -> Iterator[Notice]:
         for grid in self.grids:
@@ -479,7 +486,9 @@ def flat_config(config: Section) -> dict[str, Any]:
 def _facts(config: Section, data: Section, cells: Sequence[Section], seeds: Sequence[int]) -> Iterator[tuple[str, str]]:
     variants = len({cell["variant"] for cell in cells})
     spelt = ", ".join(map(str, seeds))
-    if variants > 1 or len(seeds) > 1:
+    if 1 < len(cells) != variants * len(seeds):
+        yield "Runs", f"{len(cells)} of {_count(variants, 'variant')}, seeds {spelt}; not every setting with every seed"
+    elif variants > 1 or len(seeds) > 1:
         yield "Runs", f"{_count(variants, 'variant')} × {_count(len(seeds), 'seed')} ({spelt})"
     elif seeds:
         yield "Run", f"{cells[0].get('method')}, seed {spelt}"

@@ -231,7 +231,9 @@ def method_table(results: Mapping[str, Any], variants: Iterable[str] | None = No
     found = Findings(results["rows"], reference)
     titles = variant_titles(cells)
     seconds = {variant: _training_seconds(cells, variant) for variant in titles}
-    yardstick = next((cell["variant"] for cell in cells if cell.get("method") == "erm"), None)
+    headline = shown_variants(results)
+    baselines = [cell["variant"] for cell in cells if cell.get("method") == "erm"]
+    yardstick = next((variant for variant in baselines if variant in headline), next(iter(baselines), None))
     shown = found.splits
     lines = [_teacher_line([found.teacher(split) for split in shown], 3 if reference else 2)]
     for variant in _shown(titles, variants):
