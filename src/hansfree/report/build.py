@@ -364,9 +364,9 @@ class Page:
 
     @property
     def curves(self) -> list[Curves]:
-        """Every loss term of every variant, all seeds; the teacher's last."""
+        """Every loss term of every variant of the headline, all seeds; the teacher's last."""
         groups = [
-            (self.titles[variant], [folder for v, folder in self._finished if v == variant]) for variant in self.titles
+            (self.titles[variant], [folder for v, folder in self._finished if v == variant]) for variant in self.shown
         ]
         if isinstance(self.place, SuiteFolder) and self.place.teacher.metrics.exists():
             groups.append(("Teacher", [self.place.teacher]))

@@ -374,7 +374,8 @@ class Findings:
     """The accuracies (or another ``metric``) and gaps among the rows, by variant and split (None: the gap)."""
 
     def __init__(self, rows: Iterable[Row], reference: str | None, metric: str = "acc") -> None:
-        plain = [row for row in rows if row.get("group") is None and row.get("measured_with") is None]
+        apart = ("tier", "group", "measured_with")
+        plain = [row for row in rows if all(row.get(key) is None for key in apart)]
         wanted = [row for row in plain if row["metric"] == ("gap" if row.get("split") is None else metric)]
         students = [row for row in wanted if row.get("model") == "student"]
         self._students = {(found.variant, found.split): found for found in summarise(students, reference)}
