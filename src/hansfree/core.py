@@ -8,6 +8,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal, NamedTuple, cast, final, get_args
 from zlib import crc32
 
@@ -424,6 +425,8 @@ class Predictions:
     teacher_logits: Float[Tensor, "n classes"] | None = None
     training_groups: Mapping[tuple[int, int], int] = field(default_factory=dict[tuple[int, int], int])
     """How many training samples each group (label, bias) has."""
+    tiers: Mapping[str, Int[Tensor, "_"]] = field(default_factory=dict[str, Tensor])
+    """Samples of each tier, where the split has parts that are judged apart."""
 
 
 @dataclass(frozen=True)
@@ -535,6 +538,8 @@ class Split(ABC):
 
     label: Int[Tensor, "n"]
     bias: Int[Tensor, "n"] | None = None
+    tiers: Mapping[str, Int[Tensor, "_"]] = MappingProxyType({})
+    """Samples of each tier: parts of the split that are judged apart."""
 
     def __len__(self) -> int:
         return len(self.label)

@@ -44,7 +44,7 @@ def predictions_of(method: Method, split: Split, batch_size: int, device: Device
     method.eval()
     logits = logits_on(lambda batch: method.predict(batch.images), split, batch_size, device)
     method.train(was_training)
-    return Predictions(logits, split.label, split.bias)
+    return Predictions(logits, split.label, split.bias, tiers=split.tiers)
 
 
 def measure(predictions: Predictions) -> dict[str, float]:

@@ -333,17 +333,21 @@ def rows_of(
     rows = [row("student", "valid", "loss", validation["loss"])]
     if "ood_val" in validation:
         rows.append(row("student", "valid_ood", "acc", validation["ood_val"]))
-    rows += [row(m.model, m.split, m.metric, m.value, group=m.group, measured_with=m.measured_with) for m in measured]
-    for model in dict.fromkeys(row["model"] for row in rows):
-        acc = {r["split"]: r["value"] for r in rows if r["model"] == model and r["metric"] == "acc" and not r["group"]}
+    rows += [
+        row(m.model, m.split, m.metric, m.value, group=m.group, measured_with=m.measured_with, tier=m.tier)
+        for m in measured
+    ]
+    for model, tier in dict.fromkeys((row["model"], row["tier"]) for row in rows):
+        own = (r for r in rows if (r["model"], r["tier"], r["metric"], r["group"]) == (model, tier, "acc", None))
+        acc = {r["split"]: r["value"] for r in own}
         if {"iid", "shift"} <= acc.keys():
-            rows.append(row(model, None, "gap", acc["iid"] - acc["shift"]))
+            rows.append(row(model, None, "gap", acc["iid"] - acc["shift"], tier=tier))
     return rows
 
 
 def intervals_of(measured: Iterable[Measurement]) -> dict[str, Any]:
     """The intervals over samples, by the keys of the rows that they belong to, and how they were made."""
-    places = ("model", "split", "group", "metric", "measured_with")
+    places = ("model", "split", "tier", "group", "metric", "measured_with")
     rows = [{**{p: getattr(m, p) for p in places}, **asdict(m.interval)} for m in measured if m.interval is not None]
     return {"over": "samples", "level": LEVEL, "draws": DRAWS, "rows": rows}
 

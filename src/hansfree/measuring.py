@@ -25,7 +25,7 @@ from hansfree.metrics.localisation import box_mask
 from hansfree.metrics.measure import Sums, mean_of
 
 BY_GROUP = ("acc", "agreement")
-"""What is measured in each group (class, bias) too."""
+"""What is measured in each group (class, bias) and each tier too."""
 
 Scores = dict[tuple[str, str], Tensor]
 """One number a sample, [n], by (model, metric); of curves one a sample and shift, [n, shifts]."""
@@ -43,6 +43,7 @@ class Measurement:
     interval: Interval | None = None
     group: str | None = None
     measured_with: str | None = None
+    tier: str | None = None
 
 
 def together(measured: Mapping[tuple[str, str], Sums | None], split: str, **place: str | None) -> list[Measurement]:
@@ -57,15 +58,17 @@ def together(measured: Mapping[tuple[str, str], Sums | None], split: str, **plac
 
 
 def of_predictions(judged: Mapping[tuple[str, str], Predictions]) -> list[Measurement]:
-    """Every metric that applies to each model on each split; by group too, for groups that training showed."""
+    """Every metric that applies to each model on each split; by tier too, and by group that training showed."""
     found: list[Measurement] = []
     for split in dict.fromkeys(split for _, split in judged):
         models = {model: predictions for (model, where), predictions in judged.items() if where == split}
         found += together({(m, k): metric.sums(p) for m, p in models.items() for k, metric in METRICS.items()}, split)
-        for group, index in _groups(next(iter(models.values()))):
+        first = next(iter(models.values()))
+        groups = [({"group": group}, index) for group, index in _groups(first)]
+        for place, index in [*groups, *(({"tier": tier}, index) for tier, index in first.tiers.items())]:
             parts = {model: _subset(predictions, index) for model, predictions in models.items()}
             measured = {(m, k): METRICS[k].sums(p) for m, p in parts.items() for k in BY_GROUP}
-            found += together(measured, split, group=group)
+            found += together(measured, split, **place)
     return found
 
 

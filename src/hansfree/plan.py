@@ -157,7 +157,7 @@ def grids(
     for every tuning seed; first those whose validation accuracy is at most ``within`` below the teacher's, or if there
     are none (``admitted`` is false in all) the one that is nearest to it. Where labels are unknown, all are admitted.
     """
-    rows = [row for row in rows if row["group"] is None and row["split"] in ("valid", "valid_ood")]
+    rows = [row for row in rows if row["group"] is row.get("tier") is None and row["split"] in ("valid", "valid_ood")]
     ours = [row for row in rows if row.get("seed") in suite.tuned_on]
     for (condition, _), members in families(planned).items():
         if not members[0].setting:

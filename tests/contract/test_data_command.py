@@ -212,7 +212,7 @@ def test_what_make_writes_folder_reads_back(case, photographs, tmp_path, monkeyp
         assert torch.equal(first.label, second.label) and torch.equal(first.bias, second.bias)
         for field in ("input", "mask", "clean"):
             assert (getattr(first, field) - getattr(second, field)).abs().max() <= 0.5 / 255 + 1e-6
-        tiers = getattr(ours, "tiers", {})
+        tiers = ours.tiers
         assert theirs.tiers.keys() == tiers.keys()
         assert all(torch.equal(theirs.tiers[tier], tiers[tier]) for tier in tiers)
 

@@ -15,7 +15,11 @@ from hansfree.benchmarks.composites import Views, cut_out, grained_noise, object
 from hansfree.benchmarks.image_files import read_image
 from hansfree.benchmarks.photograph_splits import rotated
 from hansfree.benchmarks.photographs import ANIMALS, FILES, HATS, SCENES, TASKS, data_root, photographs_folder
+from hansfree.config import parse
 from hansfree.errors import UserError
+from hansfree.experiment import run
+from hansfree.parts import RunConfig
+from hansfree.runs import read_results
 
 SMALL = {"size": 24, "train": 80, "valid": 40, "test": 80}
 SPLITS = ("train", "valid", "valid_ood", "iid", "ood", "shift")
@@ -155,6 +159,23 @@ def test_animals_of_a_class_are_shown_equally_often():
         # Animals of several pictures share their turn among them.
         assert single.max() <= 420 // 19 + 1
         assert single.float().quantile(0.75) >= 420 // 33
+
+
+def test_each_tier_has_rows_of_its_own(tmp_path):
+    config = {
+        "benchmark": {"name": "objects-on-scenes", **SMALL},
+        "model": {"name": "small-cnn", "widths": [4, 8], "norm": "none"},
+        "method": {"name": "erm"},
+        "training": {"steps": 1, "batch_size": 16},
+        "evaluation": {"heatmaps": 0},
+    }
+    folder = run(parse(RunConfig, config), tmp_path / "run", report=False)
+    rows = [row for row in read_results(folder.results)["rows"] if row["group"] is None]
+    by_tier = {(row["split"], row["tier"]): row["value"] for row in rows if row["metric"] == "acc"}
+    for split in TESTS:
+        assert by_tier[split, None] == pytest.approx((by_tier[split, "seen"] + by_tier[split, "unseen"]) / 2)
+    gaps = {row["tier"]: row["value"] for row in rows if row["metric"] == "gap"}
+    assert gaps == {tier: by_tier["iid", tier] - by_tier["shift", tier] for tier in (None, "seen", "unseen")}
 
 
 # Grounds

@@ -22,7 +22,7 @@ included where it covers the animal; and the hat. Both are exact.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, final
 
@@ -94,7 +94,7 @@ class WornSplit(Split):
 
     label: Int[Tensor, "n"]  # pyright: ignore[reportIncompatibleVariableOverride]
     bias: Int[Tensor, "n"]  # pyright: ignore[reportIncompatibleVariableOverride]
-    tiers: Mapping[str, Int[Tensor, "_"]]
+    tiers: Mapping[str, Int[Tensor, "_"]] = field(default_factory=dict[str, Tensor])  # pyright: ignore[reportIncompatibleVariableOverride]
     """Samples of each tier; in the tests only."""
     objects: Views
     scenes: Views

@@ -295,7 +295,7 @@ class FolderSplit(Split):
     rows: tuple[Row, ...]
     label: Int[Tensor, "n"]  # pyright: ignore[reportIncompatibleVariableOverride]
     bias: Int[Tensor, "n"] | None
-    tiers: Mapping[str, Int[Tensor, "_"]]
+    tiers: Mapping[str, Int[Tensor, "_"]] = field(default_factory=dict[str, Tensor])  # pyright: ignore[reportIncompatibleVariableOverride]
     """Samples of each tier."""
     size: tuple[int, int]
     """Height and width that every image comes to."""

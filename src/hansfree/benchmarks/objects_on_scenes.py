@@ -22,7 +22,7 @@ Repeats. ``split_seed`` 0 to 7 are eight rotations of animals and scenes (see
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, final
 
@@ -64,7 +64,7 @@ class CompositeSplit(Split):
 
     label: Int[Tensor, "n"]  # pyright: ignore[reportIncompatibleVariableOverride]
     bias: Int[Tensor, "n"]  # pyright: ignore[reportIncompatibleVariableOverride]
-    tiers: Mapping[str, Int[Tensor, "_"]]
+    tiers: Mapping[str, Int[Tensor, "_"]] = field(default_factory=dict[str, Tensor])  # pyright: ignore[reportIncompatibleVariableOverride]
     """Samples of each tier; in the tests only."""
     objects: Views
     scenes: Views

@@ -59,8 +59,7 @@ def make(benchmark: Benchmark, out: Path, watch: Watch = lambda done, total: Non
 
 
 def _written(benchmark: Benchmark, name: str, split: Split, folder: Path) -> Iterator[dict[str, object]]:
-    tiers: dict[str, Tensor] = getattr(split, "tiers", {})
-    tier = {number: of for of, members in tiers.items() for number in members.tolist()}
+    tier = {number: of for of, members in split.tiers.items() for number in members.tolist()}
     for index in torch.arange(len(split)).split(100):
         batch = split.batch(index)
         for place, number in enumerate(index.tolist()):

@@ -285,6 +285,7 @@ class MarkedSplit(Split):
     def __post_init__(self) -> None:
         object.__setattr__(self, "label", self.whole.label)
         object.__setattr__(self, "bias", self.whole.bias)
+        object.__setattr__(self, "tiers", self.whole.tiers)
 
     def batch(self, index: Int[Tensor, "b"], generator: torch.Generator | None = None) -> Batch:
         """The samples at ``index``, marked."""
