@@ -24,7 +24,7 @@ def read_image(path: Path, mode: Mode = "RGB") -> Image.Image:
             with Image.open(path) as file:
                 if (frames := getattr(file, "n_frames", 1)) > 1:
                     raise UserError(f"{path} is an animation of {frames} pictures; save one of them alone.")
-                return _eight_bits(ImageOps.exif_transpose(file)).convert(mode)
+                return eight_bits(ImageOps.exif_transpose(file)).convert(mode)
     except UserError:
         raise
     except FileNotFoundError as error:
@@ -38,7 +38,8 @@ def read_image(path: Path, mode: Mode = "RGB") -> Image.Image:
         raise UserError(f"{path} is damaged or cut short ({reason}); replace it.") from error
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
+def eight_bits(image: Image.Image) -> Image.Image:
+    """Grey images of 16 bits with 8; all others as they are."""
     if not image.mode.startswith("I"):
         return image
     values = np.asarray(image, dtype=np.float64) / 65535  # Pillow would cut off what is above 255

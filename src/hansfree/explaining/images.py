@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
+from hansfree.benchmarks.image_files import eight_bits
 from hansfree.core import Classifier
 from hansfree.errors import UserError
 
@@ -129,7 +130,8 @@ class Fitting:
         """Read an image file: turned as its camera says, in the model's channels and size. Never raises."""
         try:
             with Image.open(source.path) as file:
-                image = self._fitted(_eight_bit(ImageOps.exif_transpose(file), "L" if self.channels == 1 else "RGB"))
+                upright = eight_bits(ImageOps.exif_transpose(file))
+                image = self._fitted(upright.convert("L" if self.channels == 1 else "RGB"))
         except Exception as error:  # decoders raise whatever they like on damaged files
             reason = " ".join(str(error).split())
             return Picture(source, None, f"{source.title} cannot be read ({reason}); restore it and run this again.")
@@ -151,10 +153,3 @@ class Fitting:
     def _resized(self, image: Image.Image, height: int, width: int) -> Image.Image:
         size = max(1, width), max(1, height)
         return image if image.size == size else image.resize(size, self.resampling)
-
-
-def _eight_bit(image: Image.Image, mode: str) -> Image.Image:
-    if image.mode.startswith("I"):  # Pillow would cut off what is above 255
-        values = np.asarray(image, dtype=np.float64) / 65535
-        image = Image.fromarray((255 * values.clip(0, 1)).round().astype(np.uint8))
-    return image.convert(mode)
