@@ -202,6 +202,7 @@ def test_tuning_seeds_try_every_setting_and_the_others_the_chosen_one(tmp_path):
         ({"variants": {"a": {"method": {"name": "erm"}, "grid": {"training.lr": 3}}}, "reference": None}, "grid"),
         ({"variants": {"a": {"method": {"name": "erm"}, "training.lrr": 3}}, "reference": None}, "'lr'"),
         ({"seeds": []}, "seeds"),
+        ({"variants": {"erm": {"method": {"name": "erm"}, "training.epochs": None}}}, "training needs a length"),
         ({"tuning_seeds": [7]}, "some of the seeds"),
         ({"variants": {"erm": {"method": {"name": "erm"}, "conditions": ["x"]}}}, "no condition"),
     ],
