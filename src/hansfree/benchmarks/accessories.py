@@ -34,6 +34,7 @@ from torch import Tensor
 
 from hansfree.benchmarks.coloured_digits import between, generator_for, known
 from hansfree.benchmarks.composites import Picture, Place, Views, compose, cut_out, parted, sides
+from hansfree.benchmarks.divided import Divided
 from hansfree.benchmarks.photograph_splits import (
     PARTS,
     Part,
@@ -47,8 +48,7 @@ from hansfree.benchmarks.photograph_splits import (
     scene_views,
 )
 from hansfree.benchmarks.photographs import HATS, SCENES, TASKS, photographs_folder
-from hansfree.core import Batch, Benchmark, InputSpec, Split
-from hansfree.errors import unknown
+from hansfree.core import Batch, InputSpec, Split
 
 OWN_HATS = 2
 HAT_SIZE = 1.2
@@ -120,7 +120,7 @@ class WornSplit(Split):
 
 
 @final
-class Accessories(Benchmark):
+class Accessories(Divided[WornSplit]):
     """Animals with a hat on the body that gives the class away while training, and misleads or is gone afterwards.
 
     ``bias`` is the hat, an index into ``biases``: first the classes' own, so that ``bias == label`` means aligned,
@@ -171,16 +171,6 @@ class Accessories(Benchmark):
             "root": None if root is None else str(root), "task": task, "size": size, "bias_ratio": bias_ratio,
             "split_seed": split_seed, "swap": swapped, **counts, "worn": worn,
         }  # fmt: skip
-
-    def split(self, name: str) -> WornSplit:
-        """One of train, valid, valid_ood, iid, ood, shift."""
-        if name not in self._splits:
-            raise unknown("split", name, self._splits)
-        return self._splits[name]
-
-    def split_names(self) -> tuple[str, ...]:
-        """All six."""
-        return tuple(self._splits)
 
     def record(self) -> dict[str, Any]:
         """Options, the animals and scenes of each part, and per split its size, groups and a fingerprint."""

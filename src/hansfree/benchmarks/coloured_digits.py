@@ -41,7 +41,8 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from hansfree.benchmarks.digits import Digits, read_digits
-from hansfree.core import Batch, Benchmark, InputSpec, Split
+from hansfree.benchmarks.divided import Divided
+from hansfree.core import Batch, InputSpec, Split
 from hansfree.errors import UserError, unknown
 
 PGI_COLOURS = (
@@ -252,7 +253,7 @@ CONFLICTS = {"hues": "unbiased-palette", "pgi": "unbiased-palette", "lff": "othe
 
 
 @final
-class ColouredDigits(Benchmark):
+class ColouredDigits(Divided[ColouredSplit]):
     """Handwritten digits whose colour gives the class away while training, and misleads afterwards.
 
     ``bias`` is the index of a sample's colour in ``biases``: first the class colours, so that ``bias == label`` means
@@ -336,16 +337,6 @@ class ColouredDigits(Benchmark):
             "binarise": self._binarise, "colouring": colouring, "random_colours": random_colours,
             "colour_seed": colour_seed,
         }  # fmt: skip
-
-    def split(self, name: str) -> ColouredSplit:
-        """One of train, valid, valid_ood, iid, ood, shift."""
-        if name not in self._splits:
-            raise unknown("split", name, self._splits)
-        return self._splits[name]
-
-    def split_names(self) -> tuple[str, ...]:
-        """All six."""
-        return tuple(self._splits)
 
     def record(self) -> dict[str, Any]:
         """Options, palettes, the rule of the tenth colour, and per split its size, aligned count and fingerprint."""

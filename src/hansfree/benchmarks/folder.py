@@ -37,9 +37,10 @@ from jaxtyping import Int
 from PIL import Image
 from torch import Tensor
 
+from hansfree.benchmarks.divided import Divided
 from hansfree.benchmarks.image_files import read_image
-from hansfree.core import Batch, Benchmark, InputSpec, Split
-from hansfree.errors import UserError, nearest, unknown
+from hansfree.core import Batch, InputSpec, Split
+from hansfree.errors import UserError, nearest
 
 TABLE, NAMES = "metadata.csv", "benchmark.json"
 REQUIRED = ("img_filename", "y", "split")
@@ -352,7 +353,7 @@ def read_row(row: Row) -> list[Image.Image]:
 
 
 @final
-class Folder(Benchmark):
+class Folder(Divided[FolderSplit]):
     """The user's own images, from a tree of folders or a table; see docs/benchmarks/folder.md.
 
     ``root`` is the folder; ``size`` the side in pixels to which images are resized (default: they stay as they are
@@ -400,16 +401,6 @@ class Folder(Benchmark):
             resized=resized,
             kept={} if cache else None,
         )
-
-    def split(self, name: str) -> FolderSplit:
-        """One of the splits that the folder has."""
-        if name not in self._splits:
-            raise unknown("split", name, self._splits)
-        return self._splits[name]
-
-    def split_names(self) -> tuple[str, ...]:
-        """Those of train, valid, valid_ood, iid, ood and shift that have images."""
-        return tuple(self._splits)
 
     def record(self) -> dict[str, Any]:
         """Options, names, and per split its size, its groups and a fingerprint of names, labels and sizes in bytes."""

@@ -45,8 +45,9 @@ from hansfree.benchmarks.coloured_digits import (
     stratified_order,
 )
 from hansfree.benchmarks.digits import read_digits
-from hansfree.core import Batch, Benchmark, InputSpec, Split
-from hansfree.errors import UserError, unknown
+from hansfree.benchmarks.divided import Divided
+from hansfree.core import Batch, InputSpec, Split
+from hansfree.errors import UserError
 
 SATURATION = 0.75
 STRIPES = 4
@@ -147,7 +148,7 @@ class BackgroundSplit(Split):
 
 
 @final
-class MNISTBackground(Benchmark):
+class MNISTBackground(Divided[BackgroundSplit]):
     """Handwritten digits whose background gives the class away while training, and misleads afterwards.
 
     ``bias`` is the index of a sample's cue in ``biases``: first the classes' own, so that ``bias == label`` means
@@ -212,16 +213,6 @@ class MNISTBackground(Benchmark):
             "valid": valid, "test": test, "split_seed": split_seed, "shortcut": shortcut, "bias_ratio": bias_ratio,
             "ground": ground, "mark_side": mark_side, "cue_seed": cue_seed,
         }  # fmt: skip
-
-    def split(self, name: str) -> BackgroundSplit:
-        """One of train, valid, valid_ood, iid, ood, shift."""
-        if name not in self._splits:
-            raise unknown("split", name, self._splits)
-        return self._splits[name]
-
-    def split_names(self) -> tuple[str, ...]:
-        """All six."""
-        return tuple(self._splits)
 
     def record(self) -> dict[str, Any]:
         """Options, and per split its size, how many samples have their class's cue, and a fingerprint."""

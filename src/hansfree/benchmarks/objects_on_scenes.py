@@ -33,6 +33,7 @@ from torch import Tensor
 from hansfree import backgrounds
 from hansfree.benchmarks.coloured_digits import between, generator_for, known
 from hansfree.benchmarks.composites import Views, compose, grained_noise, parted
+from hansfree.benchmarks.divided import Divided
 from hansfree.benchmarks.photograph_splits import (
     PARTS,
     Part,
@@ -46,8 +47,7 @@ from hansfree.benchmarks.photograph_splits import (
     scene_views,
 )
 from hansfree.benchmarks.photographs import SCENES, TASKS, Subject, photographs_folder
-from hansfree.core import Batch, Benchmark, InputSpec, Split
-from hansfree.errors import unknown
+from hansfree.core import Batch, InputSpec, Split
 
 Ground = Literal["biased", "random", "noise", "grained-noise", "mean", "black"]
 GROUNDS = ("biased", "random", "noise", "grained-noise", "mean", "black")
@@ -124,7 +124,7 @@ class CompositeSplit(Split):
 
 
 @final
-class ObjectsOnScenes(Benchmark):
+class ObjectsOnScenes(Divided[CompositeSplit]):
     """Cut-out animals on photographed scenes, whose kind gives the class away while training and misleads afterwards.
 
     ``bias`` is the kind of scene, an index into ``biases``: first the classes' own, so that ``bias == label`` means
@@ -188,16 +188,6 @@ class ObjectsOnScenes(Benchmark):
             "split_seed": split_seed, "swap": swapped, **counts, "ground": ground, "clean_ground": clean_ground,
             "pairing": pairing,
         }  # fmt: skip
-
-    def split(self, name: str) -> CompositeSplit:
-        """One of train, valid, valid_ood, iid, ood, shift."""
-        if name not in self._splits:
-            raise unknown("split", name, self._splits)
-        return self._splits[name]
-
-    def split_names(self) -> tuple[str, ...]:
-        """All six."""
-        return tuple(self._splits)
 
     def record(self) -> dict[str, Any]:
         """Options, the animals and scenes of each part, and per split its size, groups and a fingerprint."""

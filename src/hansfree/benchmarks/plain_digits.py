@@ -20,8 +20,8 @@ from torch import Tensor
 
 from hansfree.benchmarks.coloured_digits import divide
 from hansfree.benchmarks.digits import read_digits
-from hansfree.core import Batch, Benchmark, InputSpec, Split
-from hansfree.errors import unknown
+from hansfree.benchmarks.divided import Divided
+from hansfree.core import Batch, InputSpec, Split
 
 
 @final
@@ -39,7 +39,7 @@ class GreySplit(Split):
 
 
 @final
-class PlainDigits(Benchmark):
+class PlainDigits(Divided[GreySplit]):
     """Handwritten digits in grey, without a shortcut.
 
     ``source``, ``root``, ``prefix``, ``classes``, ``limit``, ``valid``, ``test`` and ``split_seed`` as of
@@ -76,16 +76,6 @@ class PlainDigits(Benchmark):
             "source": source, "root": None if root is None else str(root), "prefix": prefix, "limit": limit,
             "valid": valid, "test": test, "split_seed": split_seed,
         }  # fmt: skip
-
-    def split(self, name: str) -> GreySplit:
-        """One of train, valid, iid."""
-        if name not in self._splits:
-            raise unknown("split", name, self._splits)
-        return self._splits[name]
-
-    def split_names(self) -> tuple[str, ...]:
-        """All three."""
-        return tuple(self._splits)
 
     def record(self) -> dict[str, Any]:
         """Options, and per split its size and a fingerprint."""
