@@ -130,6 +130,8 @@ def check_variants(cells: list[Cell]) -> dict[str, str]:
         try:
             cell.config.training.total_steps(1)
             if parts not in built:
+                if cell.teacher is not None:
+                    check(cell.teacher)  # what it lacks is no N/A of its student
                 built[parts] = _not_given(cell.config)
         except UserError as error:
             raise UserError(f"Variant {variant!r}: {error}") from error

@@ -175,7 +175,7 @@ def test_linear_maps_stay_linear_at_every_resolution(seed):
     # A map that says where a place lies is cut exactly: the same places come out at 28 x 28 and at 7 x 7.
     view = MOVING.draw_view(3, 28, 28, seeded(seed)).double()
     for side in (7, 28):
-        x = ((torch.arange(side) + 0.5) * 2 / side - 1).double().expand(side, side)
+        x = ((torch.arange(side, dtype=torch.double) + 0.5) * 2 / side - 1).expand(side, side)
         map = torch.stack([x, x.T]).expand(3, 2, side, side)
         grid = torch.stack([x, x.T, torch.ones_like(x)], -1)
         wanted = torch.einsum("bij,hwj->bihw", view, grid)
