@@ -89,8 +89,8 @@ def store_warnings(config: RunConfig, teacher: Teacher | None, splits: tuple[str
     cut = change is not None and (change.crop is not None or change.rotation > 0 or change.translation > 0)
     if explainer is not None and cut and teacher.pixel_level(explainer):
         told.append(
-            "The stored maps are as fine as the images, and such maps hardly resemble those of a cropped image "
-            "(cosines of 0.2 to 0.4 were measured): prefer coarse ones, such as Grad-CAM's, or no crops."
+            "The stored maps are as fine as the images, and such maps hardly resemble those of a cropped image: "
+            "prefer coarse ones, such as Grad-CAM's, or no crops."
         )
     return told
 

@@ -22,7 +22,7 @@ without which (the text's eq. 19) most of the loss would be a constant.
 Supervision. A teacher; labels unless label_weight is 0 (another published configuration has it 0).
 
 Cost. The teacher's forward pass on top of an ERM step, and two products of the batch with the n remembered embeddings:
-2.3 ERM steps where kd takes 1.7 (small ResNet, n = 5,000, one thread), 3.4 to 4.8 with a full bank and n = 16,384.
+1.7 ERM steps where kd takes 1.6, for a small ResNet and 500 images; more where more embeddings are remembered.
 The queue, 2 n d numbers (17 MB), is part of each checkpoint. The full bank has 2 d numbers per training image (1 GB per
 million); of a run's checkpoints only those to resume from keep it, in a file beside them.
 """
