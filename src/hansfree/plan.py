@@ -77,7 +77,10 @@ def read_suite(config: Section) -> SuiteConfig:
             raise UserError(f"The suite has no setting {key!r}; {nearest(key, known)}")
     shared = {key: value for key, value in config.items() if key not in own}
     suite = parse(SuiteConfig, {**{k: v for k, v in config.items() if k in own}, "base": shared}, "the suite")
-    known_variants = dict.fromkeys([*suite.variants, *(planned.name for planned in plan(suite))])
+    names = [planned.name for planned in plan(suite)]
+    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        raise UserError(f"Two variants of the suite would both be called {twice[0]!r}; rename one, or mend its grid.")
+    known_variants = dict.fromkeys([*suite.variants, *names])
     if suite.reference is not None and suite.reference not in known_variants:
         raise UserError(
             f"The suite's reference {suite.reference!r} is no variant; {nearest(suite.reference, known_variants)}"

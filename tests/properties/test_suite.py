@@ -204,6 +204,7 @@ def test_tuning_seeds_try_every_setting_and_the_others_the_chosen_one(tmp_path):
         ({"seeds": []}, "seeds"),
         ({"variants": {"erm": {"method": {"name": "erm"}, "training.epochs": None}}}, "training needs a length"),
         ({"tuning_seeds": [7]}, "some of the seeds"),
+        ({"variants": {"erm": {"method": {"name": "erm"}, "grid": {"training.lr": [0.1, 0.1]}}}}, "'erm lr=0.1'"),
         ({"variants": {"erm": {"method": {"name": "erm"}, "conditions": ["x"]}}}, "no condition"),
     ],
 )
