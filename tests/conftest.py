@@ -1,4 +1,5 @@
 import inspect
+import signal
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from hansfree.methods import METHODS
 from hansfree.models import load_model
 
 torch.set_num_threads(1)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a background job's children would ignore Ctrl-C as well
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class TinySplit(Split):
