@@ -76,7 +76,8 @@ def run_command(
     from hansfree.config import apply_overrides, parse
     from hansfree.experiment import check, run
     from hansfree.parts import RunConfig
-    from hansfree.report import tables
+    from hansfree.report.spelling import to_rich
+    from hansfree.report.tables import method_table
     from hansfree.runs import read_results, read_yaml
 
     section = apply_overrides(read_yaml(config), _with_precision(settings, precision))
@@ -90,7 +91,7 @@ def run_command(
     with _progress(f"what was saved is kept in {folder}, and --resume goes on from there.") as bars:
         run(parsed, folder, resume=resume, device=device, on_step=bars.step)
     results = read_results(folder / "results.json")
-    out.print(tables.to_rich(tables.method_table(results)))
+    out.print(to_rich(method_table(results)))
     _say_warnings(results)
     out.print(f"Report: {folder / 'report.html'}", soft_wrap=True)
 
@@ -109,7 +110,9 @@ def suite_command(
     """Run methods x seeds and compare them; run it again to go on after an interruption."""
     from hansfree.config import apply_overrides
     from hansfree.plan import read_suite
-    from hansfree.report import tables
+    from hansfree.report.results import parts_of, shown_variants
+    from hansfree.report.spelling import to_rich
+    from hansfree.report.tables import method_table
     from hansfree.runs import SuiteFolder, read_results, read_yaml
     from hansfree.suite import cells_of, check_variants, run_suite
 
@@ -129,10 +132,10 @@ def suite_command(
     with _progress(f"what is done is kept in {folder}, and the same command goes on from there.") as bars:
         run_suite(suite, folder, jobs=jobs, on=on, device=device, watch=bars.cells)
     results = read_results(folder / "results.json")
-    for title, part in tables.parts(results):
+    for title, part in parts_of(results):
         if title:
             out.rule(title)
-        out.print(tables.to_rich(tables.method_table(part, tables.shown_variants(part))))
+        out.print(to_rich(method_table(part, shown_variants(part))))
     _say_warnings(results)
     failed = [cell for cell in results["cells"] if cell["status"] not in ("done", "n/a")]
     for cell in failed:
@@ -147,11 +150,12 @@ def suite_command(
 def evaluate_command(run: Annotated[Path, typer.Argument(help="A finished run.")], device: Device = None) -> None:
     """Measure a finished run's model again and rewrite its results and report."""
     from hansfree.experiment import reevaluate
-    from hansfree.report import tables
+    from hansfree.report.spelling import to_rich
+    from hansfree.report.tables import method_table
     from hansfree.runs import RunFolder
 
     results = reevaluate(RunFolder(run), device=device)
-    out.print(tables.to_rich(tables.method_table(results)))
+    out.print(to_rich(method_table(results)))
     out.print(f"Report: {run / 'report.html'}", soft_wrap=True)
 
 

@@ -17,7 +17,7 @@ from hansfree.explainers import EXPLAINERS
 from hansfree.methods import METHODS
 from hansfree.models import load_model
 from hansfree.models.loading import imported
-from hansfree.report.tables import SUPERVISION
+from hansfree.report.wording import SUPERVISION
 from hansfree.store import Marked
 from hansfree.training import Training
 

@@ -13,7 +13,7 @@ import yaml
 
 from hansfree.errors import UserError
 from hansfree.report import build_report
-from hansfree.report.build import flat_config
+from hansfree.report.facts import flat_config
 from hansfree.runs import RunFolder, SuiteFolder, atomic_path, read_json, write_json, write_text
 
 EVIL = "<script>alert(1)</script>"

@@ -10,27 +10,21 @@ from hypothesis import strategies as st
 from rich.console import Console
 from scipy import stats
 
+from hansfree.report.results import seeds_of
+from hansfree.report.spelling import to_csv, to_latex, to_markdown, to_rich
+from hansfree.report.statistics import compare, estimate, summarise
 from hansfree.report.tables import (
     Cell,
     Column,
     Line,
     Table,
     agreement_table,
-    compare,
-    estimate,
     group_table,
     method_table,
     paper_form,
-    percent,
-    seeds_of,
     side_by_side,
-    summarise,
-    supervision,
-    to_csv,
-    to_latex,
-    to_markdown,
-    to_rich,
 )
+from hansfree.report.wording import percent, supervision
 
 numbers = st.lists(st.floats(0, 1).map(lambda x: round(x, 4)), min_size=2, max_size=8)
 

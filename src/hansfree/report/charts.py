@@ -17,7 +17,7 @@ import numpy as np
 from markupsafe import Markup, escape
 from PIL import Image
 
-from hansfree.report.tables import Estimate
+from hansfree.report.statistics import Estimate
 
 Points = Sequence[tuple[float, float]]
 

@@ -1,0 +1,159 @@
+"""What was run, in words, from the config and the benchmark's record."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from hansfree.report.results import Section
+from hansfree.report.wording import selection
+
+SPLIT_MEANING = {
+    "iid": "The shortcut points to the right class, as it did in training.",
+    "ood": "The shortcut takes values that training never showed.",
+    "shift": "The shortcut points to another class.",
+}
+COLOUR_MEANING = {
+    "iid": "Each class in its own colour, as in training.",
+    "ood": "In colours that training never showed.",
+    "shift": "Each class in another class's colour.",
+}
+SEEN_BY_TEACHER = {
+    "input": "sees the student's own images",
+    "clean": "sees the unbiased twins of the images",
+    "noise": "sees noise in place of the images' background",
+    "mean": "sees each image's mean colour in place of its background",
+    "black": "sees black in place of the images' background",
+    "recombine": "sees the background of other images in place of the image's own",
+}
+
+
+def flat_config(config: Section) -> dict[str, Any]:
+    """A suite's config in the shape of its file, where the shared settings stand beside the suite's own."""
+    own = {key: value for key, value in config.items() if key != "base"}
+    return {**own, **(config.get("base") or {})}
+
+
+def meanings(config: Section, data: Section) -> Mapping[str, str]:
+    """What each test split asks, in the words of the benchmark."""
+    named = (config.get("benchmark") or {}).get("name") or data.get("name")
+    return COLOUR_MEANING if named == "coloured-digits" else SPLIT_MEANING
+
+
+def story(config: Section, data: Section, *, several: bool) -> str:
+    """What was asked of the students, in a sentence or three."""
+    shortcut = "a shortcut, the colour," if meanings(config, data) is COLOUR_MEANING else "a shortcut"
+    share = _aligned_share(data)
+    often = "" if share in (None, 1) else f" in {100 * share:.4g} % of the cases"
+    who, they = ("The students learn", "They are") if several else ("The student learns", "It is")
+    return (
+        f"{who} from images in which {shortcut} gives the class away{often}. {they} then tested where it still "
+        "does, where it takes values never seen, and where it misleads. "
+        "A model that is right for the right reasons does equally well in all three."
+    )
+
+
+def facts_of(
+    config: Section, data: Section, cells: Sequence[Section], seeds: Sequence[int]
+) -> Iterator[tuple[str, str]]:
+    """What was run: (what, in words)."""
+    variants = len({cell["variant"] for cell in cells})
+    spelt = ", ".join(map(str, seeds))
+    if 1 < len(cells) != variants * len(seeds):
+        yield "Runs", f"{len(cells)} of {_count(variants, 'variant')}, seeds {spelt}; not every setting with every seed"
+    elif variants > 1 or len(seeds) > 1:
+        yield "Runs", f"{_count(variants, 'variant')} × {_count(len(seeds), 'seed')} ({spelt})"
+    elif seeds:
+        yield "Run", f"{cells[0].get('method')}, seed {spelt}"
+    if config.get("benchmark"):
+        yield "Data", _section_text(config["benchmark"]) + _sizes(data)
+    teacher = config.get("teacher")
+    if teacher:
+        yield "Teacher", _teacher_text(teacher, config)
+    if config.get("model"):
+        altered = any("model" in key.split(".")[0] for key in _changed_keys(config))
+        yield "Student", _section_text(config["model"]) + ("; some variants differ" if altered else "")
+    if config.get("training"):
+        yield "Training", _training_text(config["training"])
+    rules = dict.fromkeys(cell.get("selection") for cell in cells)
+    if rules:
+        yield "Weights kept", "; ".join(selection(rule) for rule in rules if rule) or "not recorded"
+
+
+def _changed_keys(config: Section) -> set[str]:
+    variants = config.get("variants") or {}
+    return {key for variant in variants.values() if isinstance(variant, Mapping) for key in variant}
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _section_text(section: Any) -> str:
+    if not isinstance(section, Mapping):
+        return str(section)
+    options = [f"{key.replace('_', ' ')} {plain_text(value)}" for key, value in section.items() if key != "name"]
+    return f"{section.get('name', '')} ({', '.join(options)})" if options else str(section.get("name", ""))
+
+
+def plain_text(value: Any) -> str:
+    """A value of a config as people write it."""
+    if isinstance(value, list | tuple):
+        return " / ".join(map(plain_text, value))
+    if isinstance(value, Mapping):
+        return _section_text(value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _sizes(data: Section) -> str:
+    splits = data.get("splits")
+    if not isinstance(splits, Mapping):
+        return ""
+    sizes = [
+        f"{split['size']} {name}" for name, split in splits.items() if isinstance(split, Mapping) and "size" in split
+    ]
+    return f": {', '.join(sizes)}" if sizes else ""
+
+
+def _aligned_share(data: Section) -> float | None:
+    """The share of training images in which the shortcut points to the class; None where it is not recorded."""
+    splits = data.get("splits")
+    train = splits.get("train") if isinstance(splits, Mapping) else None
+    if not isinstance(train, Mapping) or "aligned" not in train or not train.get("size"):
+        return None
+    return train["aligned"] / train["size"]
+
+
+def _teacher_text(teacher: Any, config: Section) -> str:
+    if not isinstance(teacher, Mapping):
+        return str(teacher)
+    recipe = teacher.get("train") or {}
+    model = recipe.get("model") or teacher.get("model")
+    parts = [_section_text(model) if model else plain_text(teacher.get("path") or "")]
+    if recipe:
+        changes = ", ".join(f"{key} {plain_text(value)}" for key, value in recipe.items() if key != "model")
+        parts.append("trained first" + (f" with {changes}" if changes else ""))
+    seen = config.get("teacher_input", "input")
+    parts.append(SEEN_BY_TEACHER.get(seen, f"sees {seen}"))
+    return "; ".join(part for part in parts if part)
+
+
+def _training_text(training: Section) -> str:
+    length = [f"{training[key]} {key}" for key in ("epochs", "steps") if training.get(key)]
+    named = [training.get("optimiser"), training.get("lr") and f"learning rate {training['lr']:g}"]
+    rest = [training.get("schedule"), training.get("batch_size") and f"batches of {training['batch_size']}"]
+    return ", ".join(str(part) for part in (*length, *named, *rest) if part)
+
+
+def as_yaml(value: Any) -> str:
+    """A value as YAML that reads well."""
+    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=90, default_flow_style=None)
+
+
+def without_empty(config: Any) -> Any:
+    """A config without the keys that are null."""
+    if isinstance(config, Mapping):
+        return {key: without_empty(value) for key, value in config.items() if value is not None}
+    return [without_empty(value) for value in config] if isinstance(config, list | tuple) else config

@@ -1,0 +1,339 @@
+"""Everything on the page of a run or suite folder, each piece made when the template asks for it."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from hansfree.report import charts, notices, tables
+from hansfree.report.curves import panels
+from hansfree.report.facts import as_yaml, facts_of, flat_config, meanings, plain_text, story, without_empty
+from hansfree.report.heatmaps import Heatmaps, MapGrid, Tile, read_heatmaps
+from hansfree.report.notices import Notice
+from hansfree.report.results import SPLITS, Findings, Section, parts_of, seeds_of, shown_variants, variant_titles
+from hansfree.report.statistics import Estimate
+from hansfree.report.wording import percent, supervision
+from hansfree.runs import RunFolder, SuiteFolder, read_results
+
+
+@dataclass(frozen=True)
+class KeyFigure:
+    """A large number and what it is."""
+
+    number: str
+    interval: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Curves:
+    """The panels of one variant."""
+
+    name: str
+    panels: tuple[Markup, ...]
+
+
+class Page:
+    """Everything that the template shows, each piece made when it asks."""
+
+    def __init__(self, place: RunFolder | SuiteFolder, results: Section | None = None, heading: str = "") -> None:
+        self.place = place
+        self.heading = heading
+        self.results = read_results(place.results) if results is None else results
+        self.cells: list[dict[str, Any]] = self.results.get("cells") or []
+        self.suite: dict[str, Any] = self.results.get("suite") or {}
+        self.config = flat_config(self.results.get("config") or {})
+        self.data: dict[str, Any] = self.results.get("data") or {}
+        self.reference: str | None = self.suite.get("reference")
+        self.seeds = seeds_of(self.results)
+        self.titles = variant_titles(self.cells)
+        self.found = Findings(self.results["rows"], self.reference)
+
+    # What was run
+
+    @property
+    def is_suite(self) -> bool:
+        """Whether the folder holds several runs."""
+        return isinstance(self.place, SuiteFolder)
+
+    @property
+    def title(self) -> str:
+        """The suite's title, or the run's."""
+        given = self.suite.get("title") or self.suite.get("name")
+        return given or next(iter(self.titles.values()), None) or self.config.get("name") or self.place.path.name
+
+    @property
+    def description(self) -> str:
+        """The suite's own description."""
+        return self.suite.get("description") or ""
+
+    @property
+    def story(self) -> str:
+        """What was asked of the students, in a sentence or three."""
+        return story(self.config, self.data, several=self.is_suite)
+
+    @property
+    def facts(self) -> list[tuple[str, str]]:
+        """What was run: (what, in words)."""
+        return list(facts_of(self.config, self.data, self.cells, self.seeds))
+
+    @property
+    def splits(self) -> list[tuple[str, str, tuple[Tile, ...]]]:
+        """The test splits that were measured: name, meaning, a few of their images."""
+        measured = [split for split in SPLITS if any(row.get("split") == split for row in self.results["rows"])]
+        means = meanings(self.config, self.data)
+        return [(split, means.get(split, ""), self.heatmaps.images(split)[:4]) for split in measured]
+
+    # Results
+
+    @cached_property
+    def parts(self) -> "list[Page]":
+        """The page under each condition of a suite; without conditions the page itself."""
+        found = parts_of(self.results)
+        return [self] if not found[0][0] else [Page(self.place, part, title) for title, part in found]
+
+    @property
+    def shown(self) -> list[str]:
+        """The variants that the headline compares: of a grid of settings only the chosen one."""
+        return shown_variants(self.results)
+
+    @property
+    def others(self) -> list[str]:
+        """The variants that were tried and not chosen."""
+        return [variant for variant in self.titles if variant not in self.shown]
+
+    @property
+    def key_figures(self) -> list[KeyFigure]:
+        """The few numbers to remember."""
+        if self.parts != [self]:
+            return []
+        if not self.is_suite:
+            variant = next(iter(self.titles), "")
+            measured = [(split, self.found.student(variant, split)) for split in SPLITS]
+            return [_key_figure(found.estimate, f"right under {split}") for split, found in measured if found]
+        under_shift = [(v, found) for v in self.shown if (found := self.found.student(v, "shift")) is not None]
+        figures = []
+        if under_shift:
+            best, found = max(under_shift, key=lambda pair: pair[1].estimate.mean)
+            figures.append(_key_figure(found.estimate, f"right under shift: {self.titles[best]}, the highest here"))
+            reference = self.found.student(self.reference or "", "shift")
+            if reference and self.reference != best:
+                name = self.titles.get(self.reference or "", self.reference)
+                figures.append(_key_figure(reference.estimate, f"right under shift: {name}, the reference"))
+        if teacher := self.found.teacher("shift"):
+            figures.append(_key_figure(teacher, "right under shift: the teacher"))
+        return figures
+
+    @property
+    def gap(self) -> Markup | None:
+        """The picture of the gap; None where iid or shift was not measured."""
+        lines = list(self._gap_lines())
+        return charts.gap_chart(lines) if lines else None
+
+    def _gap_lines(self) -> Iterator[charts.GapLine]:
+        iid, shift = self.found.teacher("iid"), self.found.teacher("shift")
+        if iid and shift:
+            gap = percent(self.found.teacher(None) or Estimate(1, iid.mean - shift.mean, None, None))
+            yield charts.GapLine("Teacher", "", iid, shift, (), (), gap, is_teacher=True)
+        for variant in self.shown:
+            iid, shift, gap = (self.found.student(variant, split) for split in ("iid", "shift", None))
+            if iid is None or shift is None:
+                continue
+            needs = next(cell.get("needs") for cell in self.cells if cell["variant"] == variant)
+            yield charts.GapLine(
+                self.titles[variant],
+                supervision(needs),
+                iid.estimate,
+                shift.estimate,
+                tuple(iid.values.values()) if iid.estimate.n > 1 else (),
+                tuple(shift.values.values()) if shift.estimate.n > 1 else (),
+                percent(gap.estimate if gap else None),
+            )
+
+    @property
+    def table(self) -> tables.Table:
+        """The headline comparison."""
+        return tables.method_table(self.results, self.shown)
+
+    @property
+    def table_of_groups(self) -> tables.Table | None:
+        """The same comparison over groups; None where none was measured."""
+        return tables.group_table(self.results, self.shown)
+
+    @property
+    def table_of_agreement(self) -> tables.Table | None:
+        """Agreement with the teacher; None where none was measured."""
+        return tables.agreement_table(self.results, self.shown)
+
+    @property
+    def table_of_others(self) -> tables.Table | None:
+        """The settings that were tried and not chosen; None where there are none."""
+        return tables.method_table(self.results, self.others) if self.others else None
+
+    @property
+    def warnings(self) -> list[Notice]:
+        """Failed cells first, then flagged ones of the headline, then what the page itself could not do."""
+        shown = [cell for cell in self.cells if cell["variant"] in self.shown]
+        return [*notices.failures(self.cells, self.titles), *notices.flags(shown, self.titles), *self._own_warnings()]
+
+    @property
+    def flags_of_others(self) -> list[Notice]:
+        """What is flagged of the settings that were not chosen."""
+        others = [cell for cell in self.cells if cell["variant"] in self.others]
+        return list(notices.flags(others, self.titles))
+
+    def _own_warnings(self) -> Iterator[Notice]:
+        for grid in self.grids:
+            if not any(setting["admitted"] for setting in grid["settings"]):
+                yield Notice(
+                    grid["method"],
+                    "no setting that was tried is as accurate on validation data as the rule asks; the comparison "
+                    "shows the most accurate one, where there is one.",
+                )
+        for variant in self.heatmaps.mismatched:
+            yield Notice(
+                self.titles[variant], "its heatmaps show other samples than the rest, so they are left out below."
+            )
+
+    # Settings that were tried
+
+    @property
+    def grids(self) -> list[dict[str, Any]]:
+        """Each method's grid of settings, as the suite wrote it."""
+        return self.suite.get("grids") or []
+
+    @property
+    def teacher_chart(self) -> Markup | None:
+        """Each variant's shift accuracy against its teacher's, where the conditions have teachers of their own."""
+        series: dict[str, list[tuple[float, Estimate]]] = {}
+        for part in self.parts:
+            teacher = part.found.teacher("shift")
+            for variant in part.shown if teacher else ():
+                student = part.found.student(variant, "shift")
+                family = next(cell.get("family") for cell in part.cells if cell["variant"] == variant)
+                if student is not None and teacher is not None:
+                    series.setdefault(str(family), []).append((teacher.mean, student.estimate))
+        if len({x for points in series.values() for x, _ in points}) < 3:
+            return None
+        titles = {name: variant.get("title", name) for name, variant in self.results["config"]["variants"].items()}
+        lines = [
+            charts.Series(titles.get(name, name), tuple(sorted(points, key=lambda point: point[0])))
+            for name, points in series.items()
+        ]
+        return charts.series_chart(lines, "the teacher's accuracy under shift", diagonal=True)
+
+    @property
+    def setting_charts(self) -> list[tuple[str, Markup]]:
+        """Accuracy against a setting: title and chart."""
+        return [made for curve in self.suite.get("curves") or [] if (made := _setting_chart(curve, self.found))]
+
+    # Curves
+
+    @property
+    def curves(self) -> list[Curves]:
+        """Every loss term of every variant of the headline, all seeds; the teacher's last."""
+        groups = [
+            (self.titles[variant], [folder for v, folder in self._finished if v == variant]) for variant in self.shown
+        ]
+        if isinstance(self.place, SuiteFolder) and self.place.teacher.metrics.exists():
+            groups.append(("Teacher", [self.place.teacher]))
+        made = [Curves(name, panels([folder.read_metrics() for folder in folders])) for name, folders in groups]
+        return [curves for curves in made if curves.panels]
+
+    @property
+    def _finished(self) -> list[tuple[str, RunFolder]]:
+        done = [cell for cell in self.cells if cell.get("status") == "done"]
+        return [(cell["variant"], RunFolder(self.place.path / cell["folder"])) for cell in done]
+
+    # Heatmaps
+
+    @cached_property
+    def heatmaps(self) -> Heatmaps:
+        """What was kept for pictures, of each variant's first finished seed."""
+        first: dict[str, dict[str, np.ndarray]] = {}
+        for variant, folder in self._finished:
+            if variant not in first and folder.heatmaps.exists():
+                first[variant] = read_heatmaps(folder.heatmaps)
+        return Heatmaps(first, self.titles)
+
+    @property
+    def map_grids(self) -> list[MapGrid]:
+        """The heatmaps of the headline, by split."""
+        return self.heatmaps.grids(self.shown, meanings(self.config, self.data))
+
+    # How to do it again
+
+    @property
+    def command(self) -> str:
+        """What to type."""
+        return f"hansfree {'suite' if self.is_suite else 'run'} config.yaml"
+
+    @property
+    def config_text(self) -> str:
+        """The settings as a config file that the command takes."""
+        return as_yaml(without_empty(self.config))
+
+    @property
+    def environment(self) -> list[tuple[str, str, bool]]:
+        """Versions and machine: name, value, and whether it changes from run to run."""
+        given = self.results.get("environment") or {}
+        fixed = [(key, plain_text(value), False) for key, value in given.items() if key not in ("time", "command")]
+        return fixed + [(key, plain_text(value), True) for key, value in (given.get("time") or {}).items()]
+
+    @property
+    def data_text(self) -> str:
+        """The benchmark's record as YAML; empty where it is too long to read."""
+        text = as_yaml(self.data) if self.data else ""
+        return text if len(text) <= 20_000 else ""
+
+    @property
+    def files(self) -> list[tuple[str, str]]:
+        """The raw files, relative to the page: path and what is in it."""
+        return list(_files(self.place, self.cells))
+
+
+def _key_figure(found: Estimate, text: str) -> KeyFigure:
+    number, _, interval = percent(found).partition(" ± ")
+    return KeyFigure(number, interval, text)
+
+
+def _files(place: RunFolder | SuiteFolder, cells: Sequence[Section]) -> Iterator[tuple[str, str]]:
+    def name(path: Path) -> str:
+        return path.relative_to(place.path).as_posix()
+
+    yield name(place.results), "every number on this page, in long format"
+    if isinstance(place, RunFolder):
+        run = place
+    else:
+        for suffix, what in (("md", "Markdown"), ("csv", "CSV"), ("tex", "LaTeX")):
+            if place.table(suffix).exists():
+                yield name(place.table(suffix)), f"the table as {what}"
+        if place.teacher.config.exists():
+            yield name(place.teacher.path) + "/", "the teacher's own run"
+        done = next((cell for cell in cells if cell.get("status") == "done"), None)
+        if done is None:
+            return
+        yield "runs/VARIANT/seed-N/", "one folder a run, with the files below"
+        run = RunFolder(place.path / done["folder"])
+    for path, what in (
+        (run.config, "the run's settings"),
+        (run.metrics, "every step and validation"),
+        (run.exported, "the model, as safetensors with its config"),
+        (run.heatmaps, "the arrays behind the heatmaps"),
+    ):
+        if path.exists():
+            yield path.relative_to(run.path).as_posix(), what
+
+
+def _setting_chart(curve: Section, found: Findings) -> tuple[str, Markup] | None:
+    series = []
+    for name, points in curve["series"].items():
+        measured = [(x, found.student(variant, curve["split"])) for variant, x in points]
+        kept = tuple(sorted((x, summary.estimate) for x, summary in measured if summary is not None))
+        if kept:
+            series.append(charts.Series(name, kept))
+    return (curve["title"], charts.series_chart(series, curve["key"])) if series else None

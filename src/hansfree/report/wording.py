@@ -1,0 +1,52 @@
+"""What the codes and numbers of results are called where people read them."""
+
+from collections.abc import Iterable
+
+from hansfree.report.statistics import Estimate
+
+SUPERVISION = {
+    "teacher": "a teacher",
+    "clean": "unbiased images",
+    "bias": "bias labels",
+    "bias:valid": "bias labels in validation",
+    "mask": "masks",
+    "boxes": "boxes",
+    "bias-model": "a biased model",
+}
+
+SELECTION = {
+    "last": "the last step",
+    "iid_val": "best validation accuracy",
+    "iid_val_loss": "lowest validation loss",
+    "worst_group_val": "best worst-group validation accuracy",
+    "conflicting_val": "best accuracy on conflicting validation samples",
+    "ood_val": "best accuracy on unbiased validation images",
+    "oracle": "best test result (oracle)",
+}
+
+
+def supervision(needs: Iterable[str] | None) -> str:
+    """What a method is given, in words: ``labels only``, ``a teacher, masks``."""
+    return ", ".join(SUPERVISION.get(need, need) for need in sorted(needs or ())) or "labels only"
+
+
+def selection(rule: str | None) -> str:
+    """A selection rule in words."""
+    return "not recorded" if rule is None else SELECTION.get(rule, rule)
+
+
+def percent(estimate: Estimate | None, *, signed: bool = False) -> str:
+    """A fraction as ``87.0 ± 1.2`` (percent or points); without the interval where there is none."""
+    if estimate is None:
+        return "not measured"
+    mean = f"{100 * estimate.mean:{'+' if signed else ''}.1f}".replace("-", "−")
+    # A value that rounds to nothing has no sign.
+    mean = mean.lstrip("+−") if mean in ("+0.0", "−0.0") else mean
+    return mean if estimate.half is None else f"{mean} ± {100 * estimate.half:.1f}"
+
+
+def p_value(p: float | None) -> str:
+    """A p-value to two significant digits, empty where there is none."""
+    if p is None:
+        return ""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
