@@ -14,7 +14,7 @@
 import copy
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -56,6 +56,9 @@ class Training(Schema):
     gamma: float = Field(default=0.1, gt=0)
     clip: float | None = Field(default=1.0, gt=0)
     """Largest gradient norm of each parameter group; null: no clipping."""
+    adaptive_clip: float | None = Field(default=None, gt=0)
+    """Largest ratio of the gradient norm of a unit to the norm of its weights, as B-cos networks are trained: 0.01
+    (adaptive gradient clipping, Brock et al., 2021, https://arxiv.org/abs/2102.06171); null: none. After ``clip``."""
     precision: Literal["fp32", "bf16"] = "fp32"
     validate_every: int = Field(default=1, ge=1)
     """Epochs between validations."""
@@ -196,6 +199,8 @@ def _fit_stage(
                 name: _checked_norm(accelerator, parameters, training.clip, name, stage, step + 1)
                 for name, parameters in groups.items()
             }
+            if training.adaptive_clip is not None:
+                clip_adaptively([p for group in groups.values() for p in group], training.adaptive_clip)
             prepared.step()
             schedule.step()
             method.zero_grad()  # of every parameter, those outside of the groups too: a later stage may train them
@@ -255,6 +260,24 @@ def make_optimiser(groups: Mapping[str, Sequence[nn.Parameter]], training: Train
         return torch.optim.SGD(parameters, lr=lr, momentum=training.momentum, weight_decay=decay)
     kind = torch.optim.Adam if training.optimiser == "adam" else torch.optim.AdamW
     return kind(parameters, lr=lr, betas=(training.momentum, 0.999), weight_decay=decay)
+
+
+def clip_adaptively(parameters: Iterable[nn.Parameter], ratio: float) -> None:
+    """Shorten each unit's gradient g to at most ``ratio * max(|w|, 0.001)``, w being the unit's weights.
+
+    A unit is a row of a matrix, or a filter of a convolution: what makes one output. A vector is one unit.
+    """
+    for parameter in parameters:
+        if parameter.grad is not None:
+            longest = ratio * _unit_norms(parameter.detach()).clamp_min(1e-3)
+            norms = _unit_norms(parameter.grad)
+            parameter.grad.mul_(torch.where(norms > longest, longest / norms, 1.0))
+
+
+def _unit_norms(values: Tensor) -> Tensor:
+    if values.ndim < 2:
+        return values.norm()
+    return values.flatten(1).norm(dim=1).view(-1, *[1] * (values.ndim - 1))
 
 
 def make_schedule(

@@ -15,7 +15,17 @@ from hansfree.core import TEST_SPLITS, Method, Setup, Stage
 from hansfree.errors import DivergenceError, UserError
 from hansfree.evaluation import Rule, Selection, spread_over_classes
 from hansfree.methods import ERM
-from hansfree.training import Training, _ByBatch, batches, fit, make_accelerator, make_optimiser, make_schedule
+from hansfree.torchvision_guard import import_torchvision
+from hansfree.training import (
+    Training,
+    _ByBatch,
+    batches,
+    clip_adaptively,
+    fit,
+    make_accelerator,
+    make_optimiser,
+    make_schedule,
+)
 
 
 def training(**changes):
@@ -251,3 +261,43 @@ def test_samples_for_heatmaps_take_turns_over_classes(labels, count):
     assert chosen.sum() == min(count, len(labels))
     most = int(chosen.max())
     assert all(int(c) >= most - 1 for c, m in zip(chosen, missing) if m > 0)
+
+
+def test_adaptive_clipping_is_that_of_the_b_cos_package_and_shortens_units_alone():
+    import_torchvision()  # before bcos, which imports it too
+    pytest.importorskip("bcos")
+    from bcos.training.agc import adaptive_clip_grad_
+
+    torch.manual_seed(0)
+    parameters = [nn.Parameter(torch.randn(*shape)) for shape in ((5, 4), (3, 2, 3, 3), (7,))]
+    with torch.no_grad():
+        parameters[0][0] = 0  # a unit of no length may still move
+    for scale in (0.001, 1.0, 100.0):
+        gradients = [scale * torch.randn_like(p) for p in parameters]
+        found = []
+        for clip in (adaptive_clip_grad_, clip_adaptively):
+            for p, g in zip(parameters, gradients):
+                p.grad = g.clone()
+            clip(parameters, 0.01)
+            found.append([p.grad for p in parameters])
+        for theirs, ours, before in zip(*found, gradients):
+            torch.testing.assert_close(ours, theirs)
+            cosines = nn.functional.cosine_similarity(
+                ours.flatten(1 if ours.ndim > 1 else 0), before.flatten(1 if ours.ndim > 1 else 0), dim=-1
+            )
+            torch.testing.assert_close(cosines, torch.ones_like(cosines))
+
+
+def test_adaptive_clipping_bounds_what_a_step_moves(setup, tiny):
+    method = ERM(setup)
+    before = {name: p.detach().clone() for name, p in method.named_parameters()}
+    ratio = 0.01
+    for _ in fit(
+        method, tiny, Training(steps=1, optimiser="sgd", momentum=0.0, lr=1.0, clip=None, adaptive_clip=ratio)
+    ):
+        pass
+    for name, p in method.named_parameters():
+        rows = before[name].view(len(p), -1) if p.ndim > 1 else before[name].view(1, -1)
+        moved = (p.detach() - before[name]).view_as(rows).norm(dim=1)
+        assert (moved <= ratio * rows.norm(dim=1).clamp_min(1e-3) * 1.001).all()
+        assert moved.any()
