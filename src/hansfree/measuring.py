@@ -22,7 +22,7 @@ from hansfree.metrics.equivariance import period, shift_equivariance, shift_simi
 from hansfree.metrics.explanation_agreement import WINDOW, at_size
 from hansfree.metrics.intervals import Interval, intervals
 from hansfree.metrics.localisation import box_mask
-from hansfree.metrics.measure import Sums, mean_of
+from hansfree.metrics.measure import Sums, Whole, mean_of
 
 BY_GROUP = ("acc", "agreement")
 """What is measured in each group (class, bias) and each tier too."""
@@ -46,11 +46,13 @@ class Measurement:
     tier: str | None = None
 
 
-def together(measured: Mapping[tuple[str, str], Sums | None], split: str, **place: str | None) -> list[Measurement]:
+def together(
+    measured: Mapping[tuple[str, str], Sums | Whole | None], split: str, **place: str | None
+) -> list[Measurement]:
     """Measurements by (model, metric) of the same samples, their intervals from the same draws."""
     values = {key: (sums, sums.value) for key, sums in measured.items() if sums is not None}
     found = {key: value for key, (_, value) in values.items() if value is not None}
-    ends = intervals({key: values[key][0] for key in found})
+    ends = intervals({key: sums for key, (sums, _) in values.items() if key in found and isinstance(sums, Sums)})
     return [Measurement(key[0], split, key[1], value, ends.get(key), **place) for key, value in found.items()]
 
 

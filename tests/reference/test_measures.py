@@ -21,6 +21,7 @@ from sklearn.preprocessing import minmax_scale
 
 from hansfree.core import Boxes, Predictions
 from hansfree.errors import UserError
+from hansfree.measuring import of_predictions
 from hansfree.metrics import MEASURES, METRICS
 from hansfree.metrics.agreement import jensen_shannon_divergence
 from hansfree.metrics.calibration import calibration_error
@@ -90,6 +91,7 @@ BY_HAND = {
     "brier": ("said([[log(3), 0]], label=[0])", "(1/4)**2 + (1/4)**2"),
     "nll": ("said([[log(3), 0]], label=[0])", "log(4/3)"),
     "f1": ("said([[1, -1], [1, 1]], label=[[1, 0], [0, 1]])", "2 * 2 / (2 * 2 + 1 + 0)"),
+    "mean_average_precision": ("said([[3, 1], [2, 1], [1, 0]], label=[[1, 0], [0, 1], [1, 0]])", "((1/2 * 1 + 1/2 * 2/3) + 1/2) / 2"),
     "explanation_cosine": ("picture([[0, 0]]), picture([[4, 3]])", "0"),
     "explanation_cosine_defined": ("picture([[3, 4]]), picture([[4, 3]])", "(3 * 4 + 4 * 3) / (5 * 5)"),
     "explanation_rank_correlation": ("picture([[1, 2], [3, 4]]), picture([[1, 2], [9, 3]])", "1 - 6 * 2 / (4 * 15)"),
@@ -251,6 +253,11 @@ AGAINST = {
         of("several"),
         lambda c: sklearn.f1_score(c.several.label, c.several.logits > 0, average="micro"),
     ),
+    "mean_average_precision": (
+        "scikit-learn `average_precision_score`",
+        of("several"),
+        lambda c: sklearn.average_precision_score(c.several.label, c.several.logits, average="macro"),
+    ),
     "explanation_cosine": (
         COSINE,
         of_maps,
@@ -307,8 +314,33 @@ def test_samples_without_a_label_are_left_out():
         assert METRICS[name](Predictions(unknown.logits, torch.full_like(unknown.label, -1))) is None
 
 
-def test_several_labels_have_an_f1_and_nothing_else():
-    assert {name for name, metric in METRICS.items() if metric(Case(0).several) is not None} == {"f1"}
+def test_several_labels_have_an_f1_and_a_map_and_nothing_else():
+    assert {name for name, metric in METRICS.items() if metric(Case(0).several) is not None} == {
+        "f1",
+        "mean_average_precision",
+    }
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_map_of_equal_logits_and_of_classes_that_do_not_occur(seed):
+    case = Case(seed).several
+    logits, label = case.logits.round(), case.label.clone()
+    label[:, 2] = 0
+    there = [k for k in range(label.shape[1]) if k != 2]
+    expected = sklearn.average_precision_score(label[:, there], logits[:, there], average="macro")
+    assert METRICS["mean_average_precision"](Predictions(logits, label)) == pytest.approx(expected, abs=1e-12)
+    assert METRICS["mean_average_precision"](Predictions(logits, torch.zeros_like(label))) is None
+
+
+def test_a_ranking_has_a_value_and_no_interval():
+    case = Case(0).several
+    found = {m.metric: m for m in of_predictions({("student", "iid"): case})}
+    assert found.keys() == {"f1", "mean_average_precision"}
+    assert (
+        found["mean_average_precision"].value == METRICS["mean_average_precision"](case)
+        and found["mean_average_precision"].interval is None
+    )
+    assert found["f1"].interval is not None
 
 
 def test_divergence_in_other_units_and_of_certainties():
@@ -457,7 +489,7 @@ def test_a_draw_is_the_measure_of_the_samples_drawn():
     p = case.p
     drawn = Predictions(p.logits[index], p.label[index], p.bias[index], p.teacher_logits[index], p.training_groups)
     for name, metric in METRICS.items():
-        if name != "f1":
+        if name not in ("f1", "mean_average_precision"):
             sums = metric.sums(p)
             found = sums.combine(resampled(sums.parts, 1, 5))
             assert found.item() == pytest.approx(metric(drawn)), name

@@ -23,7 +23,7 @@ from hansfree.metrics.equivariance import period, shift_equivariance, shift_simi
 from hansfree.metrics.explanation_agreement import EXPLANATION_AGREEMENT
 from hansfree.metrics.localisation import LOCALISATION
 from hansfree.metrics.measure import Measure
-from hansfree.metrics.multi_label import f1
+from hansfree.metrics.multi_label import f1, mean_average_precision
 
 METRICS: dict[str, Measure] = {
     "acc": accuracy,
@@ -39,6 +39,7 @@ METRICS: dict[str, Measure] = {
     "brier": brier,
     "nll": nll,
     "f1": f1,
+    "mean_average_precision": mean_average_precision,
 }
 
 EQUIVARIANCE: dict[str, Callable[..., Any]] = {
@@ -60,6 +61,7 @@ __all__ = [
     "aligned_accuracy",
     "average_accuracy",
     "conflicting_accuracy",
+    "f1",
     "group_accuracies",
     "group_mean_accuracy",
     "worst_group_accuracy",

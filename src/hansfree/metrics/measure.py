@@ -4,7 +4,8 @@
 
 A mean, a ratio of counts, a worst group, a calibration error over bins: each is such a function of sums. A set of
 samples drawn with replacement then changes nothing but how often each part counts, so that thousands of such draws
-are one matrix product (:mod:`hansfree.metrics.intervals`).
+are one matrix product (:mod:`hansfree.metrics.intervals`). The one exception, a mean of precisions along a ranking of
+samples, has a value and no interval.
 """
 
 import math
@@ -39,11 +40,17 @@ class Sums(NamedTuple):
         return None if math.isnan(value) else value
 
 
-def mean_of(values: Tensor) -> Sums:
-    """The mean of ``values``, one a sample; samples whose value is not a number are left out."""
-    values = values.double()
+class Whole(NamedTuple):
+    """A value that no sums over samples give, such as one of their ranking: it has no interval."""
+
+    value: float | None
+
+
+def mean_of(values: Float[Tensor, "n *several"]) -> Sums:
+    """The mean of ``values``, one or several a sample; those that are not a number are left out."""
+    values = values.double().view(len(values), -1)
     counted = ~values.isnan()
-    return Sums(torch.stack([values.nan_to_num(0.0), counted.double()], 1))
+    return Sums(torch.stack([values.nan_to_num(0.0).sum(1), counted.double().sum(1)], 1))
 
 
 @final
@@ -53,7 +60,7 @@ class Measure:
     Called with predictions it is the number, or None where that is undefined.
     """
 
-    def __init__(self, sums: Callable[[Predictions], Sums | None]) -> None:
+    def __init__(self, sums: Callable[[Predictions], Sums | Whole | None]) -> None:
         self.sums = sums
         update_wrapper(self, sums)
 
