@@ -2,8 +2,10 @@
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,14 +29,37 @@ WITHOUT_SHORTCUT = ("digits",)
 
 
 @pytest.fixture(scope="module")
-def make(name: str, photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Benchmark]]:
+def make(
+    name: str, photographs: Path, stanford_dogs: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[], Benchmark]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HANSFREE_DATA", str(photographs))
         settings = SETTINGS.get(name, {})
         if name == "folder":
             settings = {"root": tmp_path_factory.mktemp("made")}
             making.make(BENCHMARKS["objects-on-scenes"](**SMALL), settings["root"])
+        if name == "dogs-with-ties":
+            settings = {"root": stanford_dogs, "size": 24, "valid": 5}
+        if name == "folder-with-accessories":
+            settings = {**in_tree(stanford_dogs, tmp_path_factory.mktemp("tree")), "size": 24}
         yield lambda: BENCHMARKS[name](**settings)
+
+
+def in_tree(dogs: Path, root: Path) -> dict[str, Any]:
+    """The same dogs as a tree of folders."""
+    lines = ["img_filename,x,y,scale"]
+    for split, numbers in (("train", range(8)), ("valid", range(5)), ("test", range(8, 13))):
+        for breed in sorted((dogs / "Images").iterdir())[1:]:
+            (root / split / breed.name).mkdir(parents=True)
+            for number in numbers:
+                file = f"{split}/{breed.name}/{number}.jpg"
+                shutil.copy(breed / f"{breed.name.partition('-')[0]}_{number}.jpg", root / file)
+                lines.append(f"{file},30,15,12")
+    ties = ["bow-tie.png", "necktie.png"]
+    for tie in ties:
+        shutil.copy(dogs / tie, root / tie)
+    (root / "marks.csv").write_text("\n".join(lines) + "\n")
+    return {"root": root, "accessories": ties}
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,9 @@
 
 from hansfree.benchmarks.accessories import Accessories
 from hansfree.benchmarks.coloured_digits import ColouredDigits
+from hansfree.benchmarks.dogs_with_ties import DogsWithTies
 from hansfree.benchmarks.folder import Folder
+from hansfree.benchmarks.folder_with_accessories import FolderWithAccessories
 from hansfree.benchmarks.mnist_background import MNISTBackground
 from hansfree.benchmarks.objects_on_scenes import ObjectsOnScenes
 from hansfree.benchmarks.plain_digits import PlainDigits
@@ -13,8 +15,20 @@ BENCHMARKS: dict[str, type[Benchmark]] = {
     "mnist-background": MNISTBackground,
     "objects-on-scenes": ObjectsOnScenes,
     "accessories": Accessories,
+    "dogs-with-ties": DogsWithTies,
     "folder": Folder,
+    "folder-with-accessories": FolderWithAccessories,
     "digits": PlainDigits,
 }
 
-__all__ = ["BENCHMARKS", "Accessories", "ColouredDigits", "Folder", "MNISTBackground", "ObjectsOnScenes", "PlainDigits"]
+__all__ = [
+    "BENCHMARKS",
+    "Accessories",
+    "ColouredDigits",
+    "DogsWithTies",
+    "Folder",
+    "FolderWithAccessories",
+    "MNISTBackground",
+    "ObjectsOnScenes",
+    "PlainDigits",
+]

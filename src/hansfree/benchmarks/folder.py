@@ -26,7 +26,7 @@ import hashlib
 import io
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, final
@@ -131,7 +131,7 @@ def _names(root: Path) -> dict[str, list[str]]:
 
 def _table_rows(root: Path, problems: list[str]) -> Iterator[Row]:
     path = root / TABLE
-    lines = _lines(path)
+    lines = table_lines(path)
     columns = lines[0][1] if lines else []
     bad = _bad_columns(path, columns)
     problems += bad
@@ -150,7 +150,7 @@ def _table_rows(root: Path, problems: list[str]) -> Iterator[Row]:
         yield row
 
 
-def _lines(path: Path) -> list[tuple[int, list[str]]]:
+def table_lines(path: Path) -> list[tuple[int, list[str]]]:
     """Numbers and values of the lines that are not empty."""
     try:
         reader = csv.reader(io.StringIO(path.read_text(encoding="utf-8-sig"), newline=""), strict=True)
@@ -413,10 +413,15 @@ class Folder(Divided[FolderSplit]):
         }
 
     def _described(self, split: FolderSplit) -> dict[str, Any]:
-        sha = hashlib.sha256()
-        for row in split.rows:
-            files = [(file.relative_to(self._root).as_posix(), file.stat().st_size) for file in row.files]
-            sha.update(json.dumps([files, row.y, row.place, row.tier]).encode())
         groups = Counter((row.y, row.place) for row in split.rows)
         counts = {f"y:{y},a:{place}" if place else f"y:{y}": count for (y, place), count in sorted(groups.items())}
-        return {"size": len(split), "groups": counts, "sha256": sha.hexdigest()}
+        return {"size": len(split), "groups": counts, "sha256": fingerprint(split.rows, self._root)}
+
+
+def fingerprint(rows: Iterable[Row], root: Path) -> str:
+    """SHA-256 of the rows' labels, and of the names and sizes in bytes of their files below ``root``."""
+    sha = hashlib.sha256()
+    for row in rows:
+        files = [(file.relative_to(root).as_posix(), file.stat().st_size) for file in row.files]
+        sha.update(json.dumps([files, row.y, row.place, row.tier]).encode())
+    return sha.hexdigest()

@@ -1,11 +1,13 @@
 """One image file, read whatever its kind, or refused in one sentence."""
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from hansfree.errors import UserError
 
@@ -18,13 +20,26 @@ def read_image(path: Path, mode: Mode = "RGB") -> Image.Image:
     Raises ``UserError`` for a file that is missing, damaged, cut short, no image, an animation, or so large that it
     might be meant to fill the memory.
     """
+    with _opened(path) as file:
+        return eight_bits(ImageOps.exif_transpose(file)).convert(mode)
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Width and height of the image that :func:`read_image` gives, without decoding it. Raises as that does."""
+    with _opened(path) as file:
+        turned = file.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+        return (file.height, file.width) if turned else (file.width, file.height)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as file:
                 if (frames := getattr(file, "n_frames", 1)) > 1:
                     raise UserError(f"{path} is an animation of {frames} pictures; save one of them alone.")
-                return eight_bits(ImageOps.exif_transpose(file)).convert(mode)
+                yield file
     except UserError:
         raise
     except FileNotFoundError as error:
