@@ -30,7 +30,11 @@ WITHOUT_SHORTCUT = ("digits",)
 
 @pytest.fixture(scope="module")
 def make(
-    name: str, photographs: Path, stanford_dogs: Path, tmp_path_factory: pytest.TempPathFactory
+    name: str,
+    photographs: Path,
+    stanford_dogs: Path,
+    coco_and_places: dict[str, Path],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Callable[[], Benchmark]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HANSFREE_DATA", str(photographs))
@@ -40,6 +44,8 @@ def make(
             making.make(BENCHMARKS["objects-on-scenes"](**SMALL), settings["root"])
         if name == "dogs-with-ties":
             settings = {"root": stanford_dogs, "size": 24, "valid": 5}
+        if name == "coco-on-places":
+            settings = {**coco_and_places, "size": 24, "train": 2, "valid": 1, "test": 1}
         if name == "folder-with-accessories":
             settings = {**in_tree(stanford_dogs, tmp_path_factory.mktemp("tree")), "size": 24}
         yield lambda: BENCHMARKS[name](**settings)

@@ -1,6 +1,7 @@
 """Data by name, most of them with a known shortcut."""
 
 from hansfree.benchmarks.accessories import Accessories
+from hansfree.benchmarks.coco_on_places import CocoOnPlaces
 from hansfree.benchmarks.coloured_digits import ColouredDigits
 from hansfree.benchmarks.dogs_with_ties import DogsWithTies
 from hansfree.benchmarks.folder import Folder
@@ -15,6 +16,7 @@ BENCHMARKS: dict[str, type[Benchmark]] = {
     "mnist-background": MNISTBackground,
     "objects-on-scenes": ObjectsOnScenes,
     "accessories": Accessories,
+    "coco-on-places": CocoOnPlaces,
     "dogs-with-ties": DogsWithTies,
     "folder": Folder,
     "folder-with-accessories": FolderWithAccessories,
@@ -24,6 +26,7 @@ BENCHMARKS: dict[str, type[Benchmark]] = {
 __all__ = [
     "BENCHMARKS",
     "Accessories",
+    "CocoOnPlaces",
     "ColouredDigits",
     "DogsWithTies",
     "Folder",
