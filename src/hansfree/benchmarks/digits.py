@@ -13,7 +13,7 @@ import re
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -207,8 +207,18 @@ def read_idx(path: Path, *, ranks: int) -> UInt8[Tensor, "..."]:
     """One IDX file of unsigned bytes with ``ranks`` dimensions, gzipped or not.
 
     Layout: 0, 0, 8 (unsigned byte), ranks; each dimension as a big-endian 32-bit integer; the bytes.
-    Raises ``UserError`` for a file that is missing, truncated, empty or of another kind.
+    Raises ``UserError`` for a file that is missing, truncated, empty or of another kind. A process unpacks an
+    unchanged file once, however many benchmarks are built of it: do not change the tensor.
     """
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); check benchmark.root.") from error
+    return _read_idx(path, ranks, (found.st_mtime_ns, found.st_size))
+
+
+@lru_cache(maxsize=8)  # two sets of four files
+def _read_idx(path: Path, ranks: int, version: tuple[int, int]) -> UInt8[Tensor, "..."]:
     content = _unpacked(path)
     start = 4 + 4 * ranks
     if len(content) >= 4 and content[:4] != bytes([0, 0, 8, ranks]):
