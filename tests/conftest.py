@@ -1,4 +1,5 @@
 import inspect
+import json
 import signal
 
 import numpy as np
@@ -7,6 +8,7 @@ import torch
 from PIL import Image
 from scipy.io import savemat
 
+from hansfree.benchmarks.coco_on_places import KINDS, OWN_SCENES
 from hansfree.benchmarks.photographs import DATA_SET, FILES
 from hansfree.core import Batch, Benchmark, Classifier, InputSpec, Setup, Split, Teacher
 from hansfree.explainers import LRP
@@ -146,6 +148,42 @@ def stanford_dogs(tmp_path_factory):
         Image.new("RGBA", size, (250, 20, 40, 255)).save(root / f"{name}.png")
     (root / "marks.csv").write_text("\n".join(marks) + "\n")
     return root
+
+
+@pytest.fixture(scope="session")
+def coco_and_places(tmp_path_factory):
+    """Small pictures in the layouts of COCO and Places365: per class 9 large objects and 2 that are not."""
+    root = tmp_path_factory.mktemp("coco-places")
+    random = np.random.default_rng(0)
+    told = {"categories": [{"id": 3 * i + 1, "name": name} for i, name in enumerate((*OWN_SCENES, "motorcycle"))]}
+    told |= {"images": [], "annotations": []}
+    (root / "coco/train2017").mkdir(parents=True)
+
+    def annotate(image, category, area, **more):
+        polygon = [[4, 3, 15, 3, 15, 12, 4, 12]]
+        own = {"id": len(told["annotations"]), "image_id": image, "category_id": 3 * category + 1, "area": area}
+        told["annotations"].append({**own, "iscrowd": 0, "segmentation": polygon, **more})
+
+    for number in range(11 * len(OWN_SCENES)):
+        category, kind = number // 11, number % 11
+        file = f"{number:012d}.jpg"
+        told["images"].append({"id": number + 100_000, "file_name": file, "width": 20, "height": 16})
+        Image.fromarray(random.integers(60, 200, (16, 20, 3), dtype=np.uint8)).save(root / "coco/train2017" / file)
+        annotate(number + 100_000, category, 9_000.5 if kind in (1, 4) else 12_000)
+        if kind == 4:  # a region of many is the only large one
+            runs = {"size": [16, 20], "counts": [16 * 4, 16 * 8, 16 * 8]}
+            annotate(number + 100_000, category, 20_000, iscrowd=1, segmentation=runs)
+        if kind in (6, 9):  # another class is here as well, and so is a smaller one of the same
+            annotate(number + 100_000, (category + 1) % 9, 11_000)
+            annotate(number + 100_000, category, 10_500)
+    (root / "coco/annotations").mkdir()
+    (root / "coco/annotations/instances_train2017.json").write_text(json.dumps(told))
+    for kind in KINDS:
+        folder = root / "data_256" / kind[0] / kind
+        folder.mkdir(parents=True)
+        for number in range(14):
+            Image.fromarray(random.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(folder / f"{number:08d}.jpg")
+    return {"coco": root / "coco", "places": root / "data_256"}
 
 
 def pytest_addoption(parser):
