@@ -76,7 +76,8 @@ class Batch:
     bias: Int[Tensor, "b"] | None = None
     """The spurious attribute, where known."""
     mask: Float[Tensor, "b k h w"] | None = None
-    """In [0, 1]; the benchmark's ``mask_names`` say what each of the k masks shows, the first the object itself."""
+    """In [0, 1]; the benchmark's ``mask_names`` say what each of the k masks shows, the first the object itself. Where
+    labels are of several classes, the first shows all objects, and one for each class follows."""
     boxes: Boxes | None = None
     clean: Float[Tensor, "b c h w"] | None = None
     """The scene as an unbiased teacher sees it, pixel-aligned with ``input``."""
@@ -466,9 +467,12 @@ class Method(nn.Module, ABC):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
-    """Supervision beyond labels: of teacher, clean, bias, bias:valid, mask, boxes, bias-model. Shown in every table."""
+    """Supervision beyond labels: of teacher, clean, bias, bias:valid, mask, boxes, mask-or-boxes, bias-model. Shown
+    in every table."""
     reads_labels: bool = True
     """Whether its loss reads labels; a method that says no can be trained where there are none."""
+    multi_label: ClassVar[bool] = False
+    """Whether it makes sense where an image has labels of several classes, [b, classes]."""
 
     stages_done: Tensor
 
@@ -536,7 +540,7 @@ class Method(nn.Module, ABC):
 class Split(ABC):
     """One split of a benchmark, read by the batch."""
 
-    label: Int[Tensor, "n"]
+    label: Int[Tensor, "n"] | Float[Tensor, "n classes"]
     bias: Int[Tensor, "n"] | None = None
     tiers: Mapping[str, Int[Tensor, "_"]] = MappingProxyType({})
     """Samples of each tier: parts of the split that are judged apart."""

@@ -1,7 +1,10 @@
-"""Predictions once per model and split; every metric reads them. And the rules that select a checkpoint."""
+"""Predictions once per model and split; every metric reads them. And the rules that select a checkpoint.
+
+Where images have labels of several classes, F1 stands wherever accuracy would.
+"""
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -11,10 +14,17 @@ from torch import Tensor, nn
 
 from hansfree.core import TEST_SPLITS, Batch, Benchmark, Explainer, Method, Predictions, Split, Teacher
 from hansfree.errors import UserError
+from hansfree.measuring import localisation
 from hansfree.methods.class_choice import Top
-from hansfree.metrics import METRICS, accuracy, conflicting_accuracy, worst_group_accuracy
+from hansfree.metrics import METRICS, accuracy, conflicting_accuracy, f1, worst_group_accuracy
 
-Rule = Literal["last", "iid_val", "iid_val_loss", "worst_group_val", "conflicting_val", "ood_val", "oracle"]
+Rule = Literal[
+    "last", "iid_val", "iid_val_loss", "worst_group_val", "conflicting_val", "epg_val", "iou_val", "ood_val", "oracle"
+]
+LOCALISING = {"epg_val": "epg", "iou_val": "iou"}
+"""Rules that look at where validation explanations are, and what they maximise."""
+BIN = 0.005
+"""Measures of explanations that differ by less are as good as equal (so too the published code of model guidance)."""
 Device = torch.device | str
 
 
@@ -88,10 +98,20 @@ class Selection:
     there. conflicting_val: accuracy there where the bias disagrees with the label. ood_val: accuracy on valid_ood,
     unbiased validation data, supervision of its own (what that paper grants to methods that minimise background
     relevance). oracle: the mean accuracy on the test splits where the shortcut breaks; an upper bound, not a result.
+    epg_val, iou_val: EPG or IoU there of the maps of ``explainer``, in bins of 0.005; of equal bins the one with the
+    better accuracy, then the better other of the two, so that what is selected lies on the Pareto front of all three.
     """
 
     rule: Rule
     benchmark: Benchmark
+    explainer: Explainer | None = None
+
+    def __post_init__(self) -> None:
+        if self.rule in LOCALISING and self.explainer is None:
+            raise UserError(
+                f"selection: {self.rule} measures maps, but the config names no explainer; choose iid_val, or a method "
+                "that takes an explainer, such as model-guidance."
+            )
 
     def split(self, name: str) -> Split:
         """The split ``name``; a test split raises ``PermissionError`` unless the rule is oracle."""
@@ -105,8 +125,8 @@ class Selection:
         valid = self.split("valid")
         terms = mean_terms(method, valid, batch_size, device)
         predictions = predictions_of(method, valid, batch_size, device)
-        acc = accuracy(predictions)
-        metrics = {"loss": sum(terms.values()), **({} if acc is None else {"acc": acc})}
+        known = {"acc": accuracy(predictions), "f1": f1(predictions)}
+        metrics = {"loss": sum(terms.values()), **{name: value for name, value in known.items() if value is not None}}
         if self.rule == "worst_group_val":
             worst = worst_group_accuracy(predictions)
             if worst is None:
@@ -120,11 +140,13 @@ class Selection:
                     "beside others; choose iid_val."
                 )
             metrics["acc_bc"] = conflicting
+        if self.rule in LOCALISING and self.explainer is not None:
+            metrics |= localisation(method.student, valid, self.explainer, batch_size, device)
         if self.rule == "ood_val":
-            metrics["ood_val"] = accuracy(predictions_of(method, self.split("valid_ood"), batch_size, device)) or 0.0
+            metrics["ood_val"] = accuracy_or_f1(predictions_of(method, self.split("valid_ood"), batch_size, device))
         if self.rule == "oracle":
             tests = [name for name in self.benchmark.split_names() if name in TEST_SPLITS and name != "iid"]
-            shares = [accuracy(predictions_of(method, self.split(n), batch_size, device)) or 0.0 for n in tests]
+            shares = [accuracy_or_f1(predictions_of(method, self.split(n), batch_size, device)) for n in tests]
             metrics["oracle"] = sum(shares) / len(shares)
         return metrics, terms
 
@@ -134,8 +156,37 @@ class Selection:
             return 0.0
         if self.rule == "iid_val_loss":
             return -metrics["loss"]
-        named = {"iid_val": "acc", "worst_group_val": "acc_wg", "conflicting_val": "acc_bc"}
+        own = "acc" if "acc" in metrics else "f1"
+        if self.rule in LOCALISING:
+            first = LOCALISING[self.rule]
+            places = binned(metrics[name] for name in (first, own, "iou" if first == "epg" else "epg"))
+            # As digits of one number: there are 1 / BIN + 1 bins in [0, 1].
+            return sum(place * (1 / BIN + 1) ** -digit for digit, place in enumerate(places))
+        named = {"iid_val": own, "worst_group_val": "acc_wg", "conflicting_val": "acc_bc"}
         return metrics[named.get(self.rule, self.rule)]
+
+
+def accuracy_or_f1(predictions: Predictions) -> float:
+    """Accuracy, or F1 where images have labels of several classes; 0 where neither is defined."""
+    return accuracy(predictions) or f1(predictions) or 0.0
+
+
+def binned(values: Iterable[float]) -> tuple[int, ...]:
+    """Numbers of the bins of 0.005 that ``values`` lie in."""
+    return tuple(round(value / BIN) for value in values)
+
+
+def pareto_front(points: Sequence[tuple[float, ...]]) -> list[int]:
+    """Which of ``points``, higher being better, no other one surpasses in one number without falling short in another.
+
+    Points are compared in bins of 0.005, and all that share the bins of one on the front are on it.
+    """
+    places = [binned(point) for point in points]
+
+    def surpassed(place: tuple[float, ...]) -> bool:
+        return any(other != place and all(a >= b for a, b in zip(other, place)) for other in places)
+
+    return [number for number, place in enumerate(places) if not surpassed(place)]
 
 
 # Heatmaps -----------------------------------------------------------------------------------------------------
@@ -158,9 +209,12 @@ def heatmaps(
     student.eval()
     for name in splits:
         split = benchmark.split(name)
-        batch = split.batch(spread_over_classes(split.label, count)).to(device)
+        # Of several labels, the first one there is the truth of a picture.
+        label = split.label if split.label.ndim == 1 else split.label.argmax(1)
+        rows = spread_over_classes(label, count)
+        batch = split.batch(rows).to(device)
         arrays[f"image_{name}"] = (batch.images.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-        arrays[f"index_{name}"], arrays[f"label_{name}"] = batch.index.cpu().numpy(), batch.label.cpu().numpy()
+        arrays[f"index_{name}"], arrays[f"label_{name}"] = batch.index.cpu().numpy(), label[rows].numpy()
         draws = explainer.fixed_draws(batch.index)
         if teacher is not None:
             draws = teacher.answerable(explainer, draws)

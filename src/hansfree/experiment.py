@@ -3,7 +3,7 @@
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +18,7 @@ from hansfree.checkpoints import Keeper, read_checkpoint
 from hansfree.config import parse
 from hansfree.core import TEST_SPLITS, Benchmark, Classifier, Method, Teacher
 from hansfree.errors import DivergenceError, NotGivenError, UserError, unknown
-from hansfree.evaluation import Rule, Selection, heatmaps, judge
+from hansfree.evaluation import LOCALISING, Rule, Selection, heatmaps, judge, pareto_front
 from hansfree.measuring import Measurement, of_maps, of_predictions
 from hansfree.metrics import accuracy
 from hansfree.metrics.intervals import DRAWS, LEVEL
@@ -128,6 +128,10 @@ def run(
     Raises ``UserError`` for mistakes in the config, ``RunError`` when training fails.
     """
     accelerator = make_accelerator(device=device)
+    if config.teacher is not None and config.teacher.freeze is not None:
+        raise UserError(
+            "teacher.freeze is for suites; for a run alone, name what hansfree store make wrote as teacher.store."
+        )
     check(config, accelerator.device)
     benchmark = make_benchmark(config)
     if accelerator.is_main_process:
@@ -165,7 +169,7 @@ def train(
 
     Returns the number of steps and the seconds they took.
     """
-    selection = Selection(selection_rule(config, method), benchmark)
+    selection = make_selection(config, method, benchmark)
     settings, device = config.training, accelerator.device
     keeper = Keeper(folder, active=accelerator.is_main_process)
     name = config.variant or config.method["name"]
@@ -190,11 +194,18 @@ def train(
             on_step(name, step.step, step.steps)
     except DivergenceError as error:
         raise DivergenceError(f"{error} {keeper.remedy()}") from error
+        if taken == 0:
+            keeper.offer(method, 0.0, {"stage": "start", "step": 0, "epoch": -1})
     finally:
         keeper.flush()
     accelerator.wait_for_everyone()  # the main process may still be writing what all now read
     keeper.restore_best(method)
     return taken, time.perf_counter() - clock
+
+
+def make_selection(config: RunConfig, method: Method, benchmark: Benchmark) -> Selection:
+    """The rule that chooses the checkpoint. Raises ``UserError`` for one that cannot be followed here."""
+    return Selection(selection_rule(config, method), benchmark, make_explainer(config.explainer))
 
 
 def _line(step: Step) -> dict[str, Any]:
@@ -232,7 +243,7 @@ def evaluate(
     settings = config.evaluation
     tests = settings.splits or tuple(name for name in benchmark.split_names() if name in TEST_SPLITS)
     rule = selection_rule(config, method)
-    metrics, _ = Selection(rule, benchmark).validate(method, settings.batch_size, device)
+    metrics, _ = make_selection(config, method, benchmark).validate(method, settings.batch_size, device)
     judged = judge(method, teacher, benchmark, ("valid", *tests), settings.batch_size, device)
     warnings = flags(folder, metrics, accuracy(judged["teacher", "valid"]) if teacher else None)
     warnings += store_warnings(config, teacher, tests)
@@ -269,6 +280,8 @@ def evaluate(
         ],
         "data": benchmark.record(),
     }
+    if rule in LOCALISING:
+        results["pareto"] = pareto(folder)
     write_json(folder.results, results)
     return results
 
@@ -314,8 +327,21 @@ def measure_maps(
     return found
 
 
+def pareto(folder: RunFolder) -> list[dict[str, Any]]:
+    """The validations of a run that lie on the Pareto front of accuracy (or F1), EPG and IoU, in order of time."""
+    lines = [line for line in folder.read_metrics() if line["event"] == "valid" and "epg" in line["metrics"]]
+    found = [
+        {name: line["metrics"][name] for name in ("acc", "f1", "epg", "iou") if name in line["metrics"]}
+        for line in lines
+    ]
+    front = pareto_front([tuple(point.values()) for point in found])
+    return [
+        {"stage": lines[n]["stage"], "step": lines[n]["step"], "epoch": lines[n]["epoch"], **found[n]} for n in front
+    ]
+
+
 def rows_of(
-    config: RunConfig, measured: Iterable[Measurement], validation: Mapping[str, float], rule: Rule
+    config: RunConfig, measured: Sequence[Measurement], validation: Mapping[str, float], rule: Rule
 ) -> list[dict[str, Any]]:
     """The rows of results.json in long format."""
     common = {
@@ -331,15 +357,17 @@ def rows_of(
         return {**common, "model": model, **place, "value": value, "selection": rule}
 
     rows = [row("student", "valid", "loss", validation["loss"])]
+    own = "acc" if any(m.metric == "acc" for m in measured) else "f1"
     if "ood_val" in validation:
-        rows.append(row("student", "valid_ood", "acc", validation["ood_val"]))
+        rows.append(row("student", "valid_ood", own, validation["ood_val"]))
+    rows += [row("student", "valid", name, validation[name]) for name in ("epg", "iou") if name in validation]
     rows += [
         row(m.model, m.split, m.metric, m.value, group=m.group, measured_with=m.measured_with, tier=m.tier)
         for m in measured
     ]
     for model, tier in dict.fromkeys((row["model"], row["tier"]) for row in rows):
-        own = (r for r in rows if (r["model"], r["tier"], r["metric"], r["group"]) == (model, tier, "acc", None))
-        acc = {r["split"]: r["value"] for r in own}
+        ours = (r for r in rows if (r["model"], r["tier"], r["metric"], r["group"]) == (model, tier, own, None))
+        acc = {r["split"]: r["value"] for r in ours}
         if {"iid", "shift"} <= acc.keys():
             rows.append(row(model, None, "gap", acc["iid"] - acc["shift"], tier=tier))
     return rows
@@ -433,6 +461,7 @@ def built(config: RunConfig, device: torch.device | str = "cpu") -> tuple[Benchm
             f"The config calls this run not applicable ({config.not_applicable}); take not_applicable out to make it.",
             config.not_applicable,
         )
+    make_selection(config, method, benchmark)
     config.training.total_steps(1)  # refuses training without a length
     for name in config.evaluation.splits or ():
         if name not in benchmark.split_names():

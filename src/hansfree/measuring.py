@@ -4,7 +4,7 @@ Predictions are measured always. Maps cost explanations, so they are measured wh
 test split and with any explainers:
 
     student and teacher against each other    both maps of the teacher's highest class, as e2KD has it
-    each against the mask or the boxes        the map of the label's class
+    each against the mask or the boxes        the map of the label's class; of several labels, of each that is there
     each against itself, shifted              the map of its own highest class
 """
 
@@ -21,7 +21,7 @@ from hansfree.metrics.accuracy import members
 from hansfree.metrics.equivariance import period, shift_equivariance, shift_similarity, shifted
 from hansfree.metrics.explanation_agreement import WINDOW, at_size
 from hansfree.metrics.intervals import Interval, intervals
-from hansfree.metrics.localisation import box_mask
+from hansfree.metrics.localisation import class_mask
 from hansfree.metrics.measure import Sums, Whole, mean_of
 
 BY_GROUP = ("acc", "agreement")
@@ -157,14 +157,50 @@ def scores(student: nn.Module, teacher: Teacher | None, batch: Batch, explainer:
         for name, similarity in EXPLANATION_AGREEMENT.items():
             if name != "explanation_ssim" or min(_size(batch)) >= WINDOW:
                 found["student", name] = similarity(ours, theirs)
-    mask = _mask(batch)
     for model, look in looking.items():
-        if mask is not None:
-            _, map = look(batch, batch.label, draws)
-            found |= {(model, name): locate(map, mask) for name, locate in LOCALISATION.items()}
+        if batch.mask is not None or batch.boxes is not None:
+            found |= {(model, name): values for name, values in located(look, batch, draws).items()}
         if shifts:
             found[model, CURVE] = curve(look, batch, draws, shifts)
     return found
+
+
+def located(look: Looking, batch: Batch, draws: Draws) -> dict[str, Tensor]:
+    """Measures of the map of the label's class against its mask or boxes, [b].
+
+    Where images have labels of several classes, [b, classes]: of each class that is there, not a number elsewhere.
+    """
+    if batch.label.ndim == 1:
+        _, map = look(batch, batch.label, draws)
+        mask = class_mask(batch, batch.label).cpu()
+        return {name: locate(map, mask) for name, locate in LOCALISATION.items()}
+    there = batch.label > 0.5
+    order = there.int().argsort(dim=1, descending=True, stable=True)  # of each image, first the classes that are there
+    found = {name: torch.full(there.shape, torch.nan, dtype=torch.double) for name in LOCALISATION}
+    for turn in range(int(there.sum(1).max())):
+        target = order[:, turn]
+        _, map = look(batch, target, draws)
+        mask, rows = class_mask(batch, target).cpu(), there[torch.arange(len(batch)), target].cpu().nonzero()[:, 0]
+        for name, locate in LOCALISATION.items():
+            found[name][rows, target.cpu()[rows]] = locate(map[rows], mask[rows]).double()
+    return found
+
+
+@torch.no_grad()
+def localisation(
+    model: nn.Module, split: Split, explainer: Explainer, batch_size: int, device: torch.device | str
+) -> dict[str, float]:
+    """EPG and IoU of the maps that ``explainer`` draws of the labels' classes, means over ``split``; in eval mode."""
+    was_training = model.training
+    model.eval()
+    look, parts = _looking(model, lambda batch: batch.images, explainer), list[dict[str, Tensor]]()
+    for index in torch.arange(len(split)).split(batch_size):
+        batch = split.batch(index).to(device)
+        draws = {key: value.to(batch.index.device) for key, value in explainer.fixed_draws(index).items()}
+        parts.append(located(look, batch, draws))
+    model.train(was_training)
+    means = {name: mean_of(torch.cat([part[name] for part in parts])).value for name in ("epg", "iou")}
+    return {name: 0.0 if value is None else value for name, value in means.items()}
 
 
 def curve(look: Looking, batch: Batch, draws: Draws, shifts: int) -> Tensor:
@@ -186,16 +222,6 @@ def _looking(model: nn.Module, view: Callable[[Batch], Tensor], explainer: Expla
 def _size(batch: Batch) -> tuple[int, int]:
     height, width = batch.images.shape[-2:]
     return height, width
-
-
-def _mask(batch: Batch) -> Tensor | None:
-    """Where the object is: the first mask, else the boxes of the label's class; None where neither is known."""
-    if batch.label.ndim > 1 or (batch.mask is None and batch.boxes is None):
-        return None
-    if batch.mask is not None:
-        return batch.mask[:, 0].cpu()
-    assert batch.boxes is not None
-    return box_mask(batch.boxes, batch.label, _size(batch)).cpu()
 
 
 def _moved(batch: Batch, shift: int) -> Batch:

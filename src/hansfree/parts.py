@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from hansfree.augmentation import Augmentation
 from hansfree.benchmarks import BENCHMARKS
@@ -12,7 +12,7 @@ from hansfree.benchmarks.regimes import augmented, few_shots, transferred
 from hansfree.config import Schema, Section, construct, inner_section, merge, parse
 from hansfree.core import Benchmark, Classifier, Explainer, Method, Setup, Teacher, TeacherInput
 from hansfree.errors import NotGivenError, UserError
-from hansfree.evaluation import Rule
+from hansfree.evaluation import LOCALISING, Rule
 from hansfree.explainers import EXPLAINERS
 from hansfree.methods import METHODS
 from hansfree.models import load_model
@@ -20,6 +20,18 @@ from hansfree.models.loading import imported
 from hansfree.report.wording import SUPERVISION
 from hansfree.store import Marked
 from hansfree.training import Training
+
+
+class FreezeConfig(Schema):
+    """What a suite keeps of its teacher's answers about train and valid, as ``hansfree store make`` does."""
+
+    explainers: tuple[Section, ...] = ()
+    """Whose maps; as under ``explainer``."""
+    epsilons: tuple[float, ...] = ()
+    """Of explainers that have one; empty: their own."""
+    classes: int | Literal["all"] = 1
+    """Maps of so many classes of each sample, the likeliest first."""
+    dtype: Literal["float32", "float16", "int8"] = "float16"
 
 
 class TeacherConfig(Schema):
@@ -36,6 +48,8 @@ class TeacherConfig(Schema):
     ``train`` says which teacher is meant, the store must be that teacher's."""
     seed: int | Literal["each"] = 0
     """Seed of that training; ``each``: the run's own, so that a suite trains one teacher per seed."""
+    freeze: FreezeConfig | None = None
+    """In a suite: ask the teacher that it trains once, and let its students read the answers."""
     statistics: Literal["running", "batch"] = "running"
     """``batch``: its normalisation uses the statistics of each batch, as some papers' code does."""
 
@@ -97,6 +111,30 @@ class RunConfig(Schema):
     """Default: iid_val_loss for methods with a teacher, else iid_val."""
     seed: int = Field(default=0, ge=0)
     evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _seeded(cls, config: Section) -> Section:
+        return seeded(config)
+
+
+def seeded(config: Mapping[str, Any]) -> Section:
+    """``config`` with the run's seed for each ``split_seed: seed`` of its data, so that seeds have splits of their own.
+
+    Raises ``UserError`` where all seeds would share a teacher, who saw the test images of some.
+    """
+    seed, result = config.get("seed", 0), dict(config)
+    for part in ("benchmark", "transfer"):
+        section = config.get(part)
+        if isinstance(section, Mapping) and section.get("split_seed") == "seed":
+            result[part] = {**section, "split_seed": seed}
+            teacher = config.get("teacher")
+            if isinstance(teacher, Mapping) and teacher.get("train") and teacher.get("seed") != "each":
+                raise UserError(
+                    f"{part}.split_seed: seed gives each seed a split of its own, and so each needs a teacher of its "
+                    "own; set teacher.seed: each."
+                )
+    return result
 
 
 def named(registry: Mapping[str, Any], section: Section, kind: str, **given: Any) -> Any:
@@ -163,6 +201,7 @@ def make_method(config: RunConfig, benchmark: Benchmark, teacher: Teacher | None
     Raises ``NotGivenError`` where the benchmark does not give what the run needs.
     """
     check_needs(config, benchmark)
+    check_multi_label(config, benchmark)
     torch.manual_seed(config.seed)
     train, needs = benchmark.split("train"), _needs(config.method)
     setup = Setup(
@@ -204,6 +243,8 @@ def _asked(config: RunConfig) -> Iterator[tuple[str, str, str]]:
         yield f"teacher_input: {config.teacher_input}", seen, "use teacher_input: input"
     if config.selection in ("worst_group_val", "conflicting_val"):
         yield f"selection: {config.selection}", "bias:valid", "use selection: iid_val"
+    if config.selection in LOCALISING:
+        yield f"selection: {config.selection}", "mask-or-boxes", "use selection: iid_val"
 
 
 def check_needs(config: RunConfig, benchmark: Benchmark) -> None:
@@ -216,6 +257,16 @@ def check_needs(config: RunConfig, benchmark: Benchmark) -> None:
                 f"{who} needs {what}, but the benchmark {benchmark.name} gives none; {remedy}.",
                 f"{asker}needs {what}; {benchmark.name} gives none",
             )
+
+
+def check_multi_label(config: RunConfig, benchmark: Benchmark) -> None:
+    """Raises ``NotGivenError`` where images have labels of several classes and the method is for one."""
+    if benchmark.split("train").label.ndim > 1 and not getattr(_method_class(config.method), "multi_label", False):
+        raise NotGivenError(
+            f"The method {config.method.get('name')!r} takes one class per image, but images of {benchmark.name} have "
+            "several; choose erm, model-guidance, kd, e2kd or another distiller of logits or features.",
+            "takes one class per image",
+        )
 
 
 def check_labels(config: RunConfig, method: Method) -> None:
@@ -232,7 +283,7 @@ def check_labels(config: RunConfig, method: Method) -> None:
                 f"choose a distiller that reads none, such as output-distillation, or {remedy}.",
                 f"needs labels; {kind} images have none",
             )
-    for need in sorted(needs_of(config) & {"bias", "mask", "boxes"}) if mixes else ():
+    for need in sorted(needs_of(config) & {"bias", "mask", "boxes", "mask-or-boxes"}) if mixes else ():
         what = SUPERVISION.get(need, need)
         raise NotGivenError(
             f"This run needs {what}, but mixed images have none; set augmentation.mixup to 0.",
@@ -249,6 +300,8 @@ def check_labels(config: RunConfig, method: Method) -> None:
 def _is_given(need: str, benchmark: Benchmark) -> bool:
     if need in ("teacher", "bias-model"):
         return True  # these come from the config
+    if need == "mask-or-boxes":
+        return bool(benchmark.gives & {"mask", "boxes"})
     if need == "bias:valid":
         return benchmark.split("valid").bias is not None
     return need in benchmark.gives and (need != "bias" or benchmark.split("train").bias is not None)
@@ -256,11 +309,15 @@ def _is_given(need: str, benchmark: Benchmark) -> bool:
 
 def _needs(section: Section) -> frozenset[str]:
     """The supervision that the method of a section declares."""
+    return getattr(_method_class(section), "needs", frozenset())
+
+
+def _method_class(section: Section) -> Any:
+    """What the section names; None for a name that is not known, which is refused when the method is made."""
     name = section.get("name")
-    method = METHODS.get(name) if isinstance(name, str) else None
-    if method is None and isinstance(name, str) and ":" in name:
-        method = imported(name, "method")
-    return getattr(method, "needs", frozenset())
+    if isinstance(name, str) and ":" in name and name not in METHODS:
+        return imported(name, "method")
+    return METHODS.get(name) if isinstance(name, str) else None
 
 
 def selection_rule(config: RunConfig, method: Method) -> Rule:

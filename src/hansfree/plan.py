@@ -203,6 +203,8 @@ _LOOKS_AT: dict[Rule, tuple[str, str, int, str]] = {
     "last": ("valid", "loss", -1, "the lowest validation loss of the method's own"),
     "worst_group_val": ("valid", "acc_wg", 1, "the highest accuracy of the worst validation group"),
     "conflicting_val": ("valid", "acc_bc", 1, "the highest accuracy on conflicting validation samples"),
+    "epg_val": ("valid", "epg", 1, "the highest EPG of validation explanations"),
+    "iou_val": ("valid", "iou", 1, "the highest IoU of validation explanations"),
     "ood_val": ("valid_ood", "acc", 1, "the highest accuracy on unbiased validation images"),
     "oracle": ("valid", "loss", -1, "the lowest validation loss of the method's own"),
 }

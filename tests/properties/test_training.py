@@ -14,6 +14,7 @@ from torch import nn
 from hansfree.core import TEST_SPLITS, Method, Setup, Stage
 from hansfree.errors import DivergenceError, UserError
 from hansfree.evaluation import Rule, Selection, spread_over_classes
+from hansfree.explainers import GradientXInput
 from hansfree.methods import ERM
 from hansfree.torchvision_guard import import_torchvision
 from hansfree.training import (
@@ -218,7 +219,7 @@ def test_length_is_given_once(setup, tiny):
 
 @pytest.mark.parametrize("rule", get_args(Rule))
 def test_no_rule_but_oracle_reaches_a_test_split(rule, build, tiny):
-    selection = Selection(rule, tiny)
+    selection = Selection(rule, tiny, GradientXInput())
     method = build("erm")
     metrics, _ = selection.validate(method, 16, "cpu")
     assert math.isfinite(selection.score(metrics))

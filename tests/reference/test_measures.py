@@ -91,7 +91,10 @@ BY_HAND = {
     "brier": ("said([[log(3), 0]], label=[0])", "(1/4)**2 + (1/4)**2"),
     "nll": ("said([[log(3), 0]], label=[0])", "log(4/3)"),
     "f1": ("said([[1, -1], [1, 1]], label=[[1, 0], [0, 1]])", "2 * 2 / (2 * 2 + 1 + 0)"),
-    "mean_average_precision": ("said([[3, 1], [2, 1], [1, 0]], label=[[1, 0], [0, 1], [1, 0]])", "((1/2 * 1 + 1/2 * 2/3) + 1/2) / 2"),
+    "mean_average_precision": (
+        "said([[3, 1], [2, 1], [1, 0]], label=[[1, 0], [0, 1], [1, 0]])",
+        "((1/2 * 1 + 1/2 * 2/3) + 1/2) / 2",
+    ),
     "explanation_cosine": ("picture([[0, 0]]), picture([[4, 3]])", "0"),
     "explanation_cosine_defined": ("picture([[3, 4]]), picture([[4, 3]])", "(3 * 4 + 4 * 3) / (5 * 5)"),
     "explanation_rank_correlation": ("picture([[1, 2], [3, 4]]), picture([[1, 2], [9, 3]])", "1 - 6 * 2 / (4 * 15)"),

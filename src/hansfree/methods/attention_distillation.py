@@ -36,6 +36,7 @@ class AttentionDistillation(Method):
 
     needs = frozenset({"teacher"})
     reads_labels = False
+    multi_label = True
 
     def __init__(self, setup: Setup, *, last_layer: LastLayer = "copied", start: Start = "random") -> None:
         super().__init__(setup)

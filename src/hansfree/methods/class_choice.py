@@ -1,4 +1,4 @@
-"""Which class is explained: the teacher's favourite, or often enough another one."""
+"""Which class is explained: the teacher's favourite, often enough another one, or one of several that are there."""
 
 from dataclasses import dataclass
 from typing import final
@@ -45,3 +45,26 @@ class TopOrOther(TargetRule):
         top, classes = logits.argmax(1), logits.shape[1]
         step = 1 + (draws["other"] * (classes - 1)).long().clamp(max=classes - 2)
         return torch.where(draws["coin"] < self.top_probability, top, (top + step) % classes)
+
+
+@final
+@dataclass(frozen=True)
+class AnyPositive(TargetRule):
+    """One of the classes whose score is above 0, each equally likely; where there is none, that of the highest.
+
+    Scores are logits, or the labels [b, classes] themselves. One random positive class per image and step is what
+    model guidance explains where images have several labels (Rao et al., 2023, https://arxiv.org/abs/2303.11932).
+    Draws are one uniform number per sample.
+    """
+
+    def draw(self, count: int, generator: torch.Generator | None = None) -> Draws:
+        """``{"positive"}``, uniform in [0, 1), [count]."""
+        return {"positive": torch.rand(count, generator=generator)}
+
+    def choose(self, logits: Tensor, draws: Draws) -> Tensor:
+        """[b] classes."""
+        highest = logits.amax(1, keepdim=True)
+        positive = torch.where(highest > 0, logits > 0, logits == highest)
+        count = positive.sum(1)
+        number = (draws["positive"] * count).long().clamp(max=count - 1)  # rounding may reach the count
+        return (positive.cumsum(1) > number[:, None]).int().argmax(1)

@@ -10,10 +10,10 @@ from collections.abc import Callable, Sequence
 from typing import ClassVar, NamedTuple
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from hansfree.core import Batch, Classifier, LiveTeacher, Method, Setup, Teacher
 from hansfree.errors import UserError
+from hansfree.methods.label_loss import label_loss
 from hansfree.methods.matched_layers import FeatureLayer, Seen, Watched, find_layers
 
 Paths = tuple[str, ...] | None
@@ -35,6 +35,7 @@ class Distiller(Method, ABC):
     """Terms from what one forward pass of the student and one of the teacher show."""
 
     needs = frozenset({"teacher"})
+    multi_label = True
     embeds: ClassVar[bool] = False
     """Whether the terms are made from what goes into the last layers."""
 
@@ -85,13 +86,6 @@ class Distiller(Method, ABC):
     def label_term(self, batch: Batch, logits: Tensor) -> dict[str, Tensor]:
         """``{"label": label_weight * cross-entropy}``; nothing where the weight is 0."""
         return {"label": self.label_weight * label_loss(logits, batch.label)} if self.label_weight else {}
-
-
-def label_loss(logits: Tensor, label: Tensor) -> Tensor:
-    """Cross-entropy with the labels, mean over samples; of labels [b, classes], binary and summed over classes."""
-    if label.ndim == 1:
-        return F.cross_entropy(logits, label)
-    return F.binary_cross_entropy_with_logits(logits, label.to(logits), reduction="sum") / len(logits)
 
 
 def check_weight(weight: float) -> None:

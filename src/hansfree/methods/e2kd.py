@@ -1,7 +1,9 @@
 """Explanation-enhanced knowledge distillation (e2KD): a distiller whose student must also give the teacher's reasons.
 
 Formula. ``L = L_base + weight * mean_i (1 - cos(E(T, x_i, k_i), E(S, x_i, k_i)))`` (eq. 2 and 3) with k_i the class of
-the teacher's highest logit and E any explainer: its signed map, flattened over channels and space. L_base is kd unless
+the teacher's highest logit and E any explainer: its signed map, flattened over channels and space. Where an image has
+labels of several classes, k_i is one of those that the teacher finds (logits above 0), drawn anew in each step; the
+highest where it finds none. L_base is kd unless
 ``base`` names another distiller, with its settings: ``base: {name: crd}``, ``base: {temperature: 5}`` (of kd).
 
 Source. Parchami-Araghi, Böhle, Rao & Schiele, Good teachers explain: explanation-enhanced knowledge distillation,
@@ -38,7 +40,7 @@ from hansfree.distances import cosine
 from hansfree.errors import UserError
 from hansfree.methods.at import AT
 from hansfree.methods.cat_kd import CATKD
-from hansfree.methods.class_choice import Top
+from hansfree.methods.class_choice import AnyPositive, Top
 from hansfree.methods.crd import CRD
 from hansfree.methods.distiller import Distiller, check_weight
 from hansfree.methods.kd import KD
@@ -65,6 +67,7 @@ class E2KD(Method):
     """Match the teacher's predictions and its explanations of them."""
 
     needs = frozenset({"teacher"})
+    multi_label = True
     steps_taken: Tensor
 
     def __init__(
@@ -92,8 +95,9 @@ class E2KD(Method):
         if self.training and self.steps_taken % self.every != 0:
             return self.base.loss(batch)
         looking = self.base.watch()
-        draws = self.draws(self.explainer, batch)
-        answer = looking.teacher.answer(batch, self.explainer, Top(), draws)
+        rule = Top() if batch.label.ndim == 1 else AnyPositive()
+        draws = {**self.draws(self.explainer, batch), **self.draws(rule, batch)}
+        answer = looking.teacher.answer(batch, self.explainer, rule, draws)
         found = self.explainer(looking.student, batch.images, answer.target, draws=draws)
         terms = self.base.terms(batch, looking.ours(found.logits), looking.theirs(answer.logits))
         return {**terms, "explanation": self.weight * explanation_distance(found.map, answer.map)}

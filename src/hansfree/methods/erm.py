@@ -1,7 +1,8 @@
 """Empirical risk minimisation: cross-entropy with the labels, and nothing else.
 
 Formula. ``mean_i -w[y_i] log softmax(student(x_i))[y_i]`` with w = 1, or with ``class_weights: balanced``
-``w[c] = n / (K n_c)``: n training samples, n_c of them of class c, K classes.
+``w[c] = n / (K n_c)``: n training samples, n_c of them of class c, K classes. Where an image has labels of several
+classes, ``mean_i sum_c BCE(sigmoid(student(x_i)_c), y_ic)``.
 
 Source. Vapnik, Principles of risk minimization for learning theory, NeurIPS 1991. The baseline of every
 shortcut paper: whatever separates the training classes is learnt, the shortcut first. The weights are those that
@@ -16,15 +17,17 @@ from typing import Literal, final
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from hansfree.core import Batch, Method, Setup
 from hansfree.errors import UserError
+from hansfree.methods.label_loss import label_loss
 
 
 @final
 class ERM(Method):
     """Cross-entropy with the labels."""
+
+    multi_label = True
 
     class_weights: Tensor | None
 
@@ -35,13 +38,17 @@ class ERM(Method):
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """``{"label": cross-entropy}``."""
-        logits = self.student(batch.images)
-        return {"label": F.cross_entropy(logits, batch.label, self.class_weights, reduction="none").mean()}
+        return {"label": label_loss(self.student(batch.images), batch.label, self.class_weights)}
 
 
 def balanced_weights(setup: Setup) -> Tensor:
     """``n / (K n_c)``, [K]; 0 for a class without samples."""
     if setup.label is None:
         raise UserError("class_weights: balanced needs the labels of the training samples, which this setup lacks.")
+    if setup.label.ndim != 1:
+        raise UserError(
+            "class_weights: balanced needs one class per image, but the labels of this benchmark name several; "
+            "use class_weights: none."
+        )
     counts = torch.bincount(setup.label.cpu(), minlength=setup.classes).float()
     return torch.where(counts > 0, counts.sum() / (setup.classes * counts.clamp(min=1)), 0.0)

@@ -33,6 +33,7 @@ class FeatureDistillation(Method):
 
     needs = frozenset({"teacher"})
     reads_labels = False
+    multi_label = True
 
     def __init__(self, setup: Setup, *, last_layer: LastLayer = "copied", start: Start = "random") -> None:
         super().__init__(setup)

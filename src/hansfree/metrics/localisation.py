@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hansfree.core import Boxes
+from hansfree.core import Batch, Boxes
+from hansfree.errors import UserError
 from hansfree.metrics.explanation_agreement import Maps, Scores, pixels
 
 Mask = Float[Tensor, "b h w"]
@@ -98,6 +99,29 @@ def box_mask(boxes: Boxes, target: Int[Tensor, " b"], size: tuple[int, int]) -> 
             inside = ((y >= y0) & (y < y1))[:, None] & ((x >= x0) & (x < x1))
             mask[n][inside] = 1
     return mask.to(target.device)
+
+
+def class_mask(batch: Batch, target: Int[Tensor, " b"]) -> Mask:
+    """Where the class ``target`` of each image is: its mask, or the union of its boxes where there are no masks.
+
+    The mask is the batch's first one, and where images have labels of several classes that of the target's class.
+    Raises ``UserError`` for a batch with neither, and for masks that are not one for all objects and one a class.
+    """
+    if batch.mask is None:
+        if batch.boxes is None:
+            raise UserError(
+                "This needs masks or boxes of the objects, but the benchmark gives neither; choose another."
+            )
+        height, width = batch.images.shape[-2:]
+        return box_mask(batch.boxes, target, (height, width))
+    if batch.label.ndim == 1:
+        return batch.mask[:, 0]
+    if batch.mask.shape[1] != batch.label.shape[1] + 1:
+        raise UserError(
+            f"The benchmark gives {batch.mask.shape[1]} masks for {batch.label.shape[1]} classes; where images have "
+            "several labels, give one mask of all objects and then one of each class."
+        )
+    return batch.mask[torch.arange(len(target), device=target.device), target + 1]
 
 
 def _positive(map: Maps) -> Float[Tensor, "b h w"]:

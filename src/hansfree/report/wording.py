@@ -11,6 +11,7 @@ SUPERVISION = {
     "bias:valid": "bias labels in validation",
     "mask": "masks",
     "boxes": "boxes",
+    "mask-or-boxes": "masks or boxes",
     "bias-model": "a biased model",
 }
 
@@ -20,6 +21,8 @@ SELECTION = {
     "iid_val_loss": "lowest validation loss",
     "worst_group_val": "best worst-group validation accuracy",
     "conflicting_val": "best accuracy on conflicting validation samples",
+    "epg_val": "highest EPG of validation explanations",
+    "iou_val": "highest IoU of validation explanations",
     "ood_val": "best accuracy on unbiased validation images",
     "oracle": "best test result (oracle)",
 }
