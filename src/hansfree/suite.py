@@ -22,7 +22,16 @@ import torch
 from hansfree.config import Section, merge, parse
 from hansfree.errors import RunError, UserError
 from hansfree.experiment import check, run
-from hansfree.parts import NotGivenError, RunConfig, TeacherConfig, needs_of, teacher_config
+from hansfree.freezing import Request, make_store
+from hansfree.parts import (
+    FreezeConfig,
+    NotGivenError,
+    RunConfig,
+    TeacherConfig,
+    make_explainer,
+    needs_of,
+    teacher_config,
+)
 from hansfree.plan import Planned, SuiteConfig, chosen_of, curves, grids, plan, reference_under
 from hansfree.report import build_report
 from hansfree.runs import RunFolder, SuiteFolder, read_results, write_json
@@ -41,6 +50,8 @@ class Cell:
     folder: RunFolder
     teacher: RunConfig | None = None
     """The run that trains its teacher first, where the config says so."""
+    freeze: FreezeConfig | None = None
+    """What of the trained teacher's answers goes into a store."""
 
     @property
     def variant(self) -> str:
@@ -99,6 +110,7 @@ def run_suite(
     not_given = check_variants(cells)
     folder = SuiteFolder.create(out, suite.model_dump(), resume=True)
     able = train_teachers([c for c in cells if c.variant not in not_given], folder, device=device, watch=watch)
+    make_stores(able, device=device, watch=watch)
     jobs = jobs or default_jobs(len(able))
     ready = {cell.label: cell for cell in able}
     cells = [ready.get(cell.label, cell) for cell in cells]
@@ -168,9 +180,41 @@ def train_teachers(cells: list[Cell], folder: SuiteFolder, *, device: str | None
                 report=False,
                 on_step=lambda what, step, steps: watch("teacher", 0, len(cells), {what: (step, steps)}),
             )
-        teacher = source.model_copy(update={"train": None, "path": str(RunFolder(places[key]).exported)})
-        trained.append(replace(cell, config=cell.config.model_copy(update={"teacher": teacher})))
+        update: dict[str, Any] = {"train": None, "freeze": None, "path": str(RunFolder(places[key]).exported)}
+        if source.freeze is not None:
+            update["store"] = str(places[key] / "store")
+        trained.append(
+            replace(
+                cell,
+                config=cell.config.model_copy(update={"teacher": source.model_copy(update=update)}),
+                freeze=source.freeze,
+            )
+        )
     return trained
+
+
+def make_stores(cells: list[Cell], *, device: str | None, watch: Watch) -> None:
+    """Ask each teacher that is to be asked once, in the first of its cells; what is done already stays."""
+    for cell in {_store(cell): cell for cell in reversed(cells) if cell.freeze is not None}.values():
+        assert cell.freeze is not None
+        explainers = (make_explainer(section) for section in cell.freeze.explainers)
+        request = Request(
+            tuple(explainer for explainer in explainers if explainer is not None),
+            cell.freeze.epsilons,
+            None if cell.freeze.classes == "all" else cell.freeze.classes,
+            dtype=cell.freeze.dtype,
+        )
+        make_store(
+            cell.config,
+            request,
+            Path(_store(cell)),
+            device=device,
+            watch=lambda what, done, total: watch("teacher", 0, len(cells), {f"store: {what}": (done, total)}),
+        )
+
+
+def _store(cell: Cell) -> str:
+    return "" if cell.config.teacher is None else str(cell.config.teacher.store)
 
 
 def _teacher_place(cell: Cell, source: TeacherConfig, folder: SuiteFolder, taken: Iterable[Path]) -> Path:
@@ -345,7 +389,7 @@ def gather(
     """What results.json holds: the rows of every finished cell, each teacher's once, and what was chosen."""
     rows: list[dict[str, Any]] = []
     described: list[dict[str, Any]] = []
-    teachers: set[str] = set()
+    teachers: set[tuple[str, str]] = set()
     first: dict[str, Any] = {}
     for cell in cells:
         status, error = outcomes[cell.label]
@@ -355,14 +399,15 @@ def gather(
             continue
         results = read_results(cell.folder.results)
         first = first or results
-        about |= {"folder": str(cell.folder.path.relative_to(folder.path)), "teacher": _teacher_name(cell, folder)}
+        teacher = _teacher_name(suite, cell, folder)
+        about |= {"folder": str(cell.folder.path.relative_to(folder.path)), "teacher": teacher}
         described += [{**cell_of_run, **about} for cell_of_run in results["cells"]]
         rows += [row for row in results["rows"] if row["model"] != "teacher"]
         theirs = [row for row in results["rows"] if row["model"] == "teacher"]
         path = "" if cell.config.teacher is None else str(cell.config.teacher.path)
-        if theirs and path not in teachers:
-            rows += [{**row, **_of_teacher(cell, folder)} for row in theirs]
-            teachers.add(path)
+        if theirs and (teacher, path) not in teachers:
+            rows += [{**row, **_of_teacher(teacher, cell, folder)} for row in theirs]
+            teachers.add((teacher, path))
     return {
         "schema": 1,
         "environment": first.get("environment", {}),
@@ -403,19 +448,28 @@ def _choices(suite: SuiteConfig, rows: list[dict[str, Any]], cells: list[dict[st
     }
 
 
-def _teacher_name(cell: Cell, folder: SuiteFolder) -> str:
-    """What the rows of a cell's teacher are filed under."""
-    path = None if cell.config.teacher is None else cell.config.teacher.path
-    inside = path is not None and Path(path).is_relative_to(folder.path)
-    return Path(path).relative_to(folder.path).parts[0] if path is not None and inside else "teacher"
+def _teacher_name(suite: SuiteConfig, cell: Cell, folder: SuiteFolder) -> str:
+    """What the rows of a cell's teacher are filed under: its place in the folder, ``teacher`` for one from elsewhere,
+    and whatever sets it apart from the teacher that the suite's variants share."""
+    source, shared = cell.config.teacher, suite.base.get("teacher") or {}
+    if source is None:
+        return "teacher"
+    if source.path is not None and Path(source.path).is_relative_to(folder.path):
+        name = Path(source.path).relative_to(folder.path).parts[0]
+    else:
+        whence = source.path or source.model or source.store
+        alike = whence == (shared.get("path") or shared.get("model") or shared.get("store"))
+        name = "teacher" if alike else f"teacher {whence}"
+    sees = cell.config.teacher_input
+    return name if sees == suite.base.get("teacher_input", "input") else f"{name} sees {sees}"
 
 
-def _of_teacher(cell: Cell, folder: SuiteFolder) -> dict[str, Any]:
+def _of_teacher(name: str, cell: Cell, folder: SuiteFolder) -> dict[str, Any]:
     """What a teacher's row says of itself in place of the student's variant, method and seed."""
     path, seed = None if cell.config.teacher is None else cell.config.teacher.path, 0
     if path is not None and Path(path).is_relative_to(folder.path):
         seed = read_results(Path(path).with_name("results.json"))["cells"][0]["seed"]
-    return {"variant": _teacher_name(cell, folder), "method": None, "explainer": None, "seed": seed, "selection": None}
+    return {"variant": name, "method": None, "explainer": None, "seed": seed, "selection": None}
 
 
 def _without_results(cell: Cell, status: str, error: str | None, folder: SuiteFolder) -> dict[str, Any]:

@@ -449,6 +449,22 @@ def test_maps_of_other_samples_are_left_out_and_named(tmp_path: Path):
     assert "its heatmaps show other samples than the rest" in elements.text
 
 
+def test_every_teacher_is_in_numbers_and_pictures(tmp_path: Path):
+    suite = make_suite(tmp_path / "suite", seeds=(0,))
+    results = read_json(suite.results)
+    students = [row for row in results["rows"] if row["model"] == "student"]
+    teachers = [
+        row for n in (0, 1) for row in rows_of(f"teacher{n or ''}", "teacher", 0, dict.fromkeys(SPLITS, 0.5 + 0.25 * n))
+    ]
+    cells = [{**cell, "teacher": f"teacher{'1' if cell['variant'] == 'erm' else ''}"} for cell in results["cells"]]
+    write_json(suite.results, {**results, "rows": students + teachers, "cells": cells})
+    text = Elements(build_report(suite.path).read_text()).text
+    assert "50.0 % right under shift: the teacher of" not in text
+    assert "75.0 % right under shift: teacher of ERM" in text and "50.0 % right under shift: teacher" in text
+    numbers, maps = text.index("The numbers"), text.index("Where the models look")
+    assert "Teacher of ERM" in text[numbers:maps] and text[maps:].count("Teacher of ERM") == len(SPLITS)
+
+
 @pytest.mark.parametrize("broken", [np.nan, 0.0])
 def test_a_map_without_size_is_no_error(tmp_path: Path, broken: float):
     run = RunFolder(tmp_path / "run")

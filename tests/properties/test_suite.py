@@ -13,8 +13,8 @@ import yaml
 
 from hansfree.errors import UserError
 from hansfree.plan import curves, grids, plan, read_suite
-from hansfree.runs import SuiteFolder, read_results
-from hansfree.suite import cells_of, run_suite
+from hansfree.runs import SuiteFolder, read_results, write_json
+from hansfree.suite import cells_of, gather, run_suite
 
 
 def small(**changes):
@@ -93,6 +93,31 @@ def test_a_process_that_dies_takes_only_its_cell_along(tmp_path, monkeypatch):
     assert status["dies"]["status"] == "failed"
     assert "died" in status["dies"]["error"]
     assert status["erm"]["status"] == "done"
+
+
+def test_teachers_that_differ_are_filed_apart(tmp_path):
+    method = {"method": {"name": "output-distillation"}}
+    variants = {
+        "plain": method,
+        "again": method,
+        "dark": {**method, "teacher_input": "black"},
+        "other": {**method, "teacher.path": "elsewhere"},
+    }
+    suite = read_suite(small(seeds=[0], reference="plain", variants=variants, teacher={"path": "somewhere"}))
+    folder = SuiteFolder(tmp_path)
+    cells = cells_of(suite, folder)
+    for n, cell in enumerate(cells):
+        told = {"variant": cell.variant, "seed": 0, "status": "done", "selection": "last"}
+        rows = [
+            {**row(cell.variant, "acc", value, "shift"), "model": model}
+            for model, value in (("student", 0.0), ("teacher", 0.9 - 0.1 * n))
+        ]
+        write_json(cell.folder.results, {"schema": 1, "rows": rows, "cells": [told]})
+    results = gather(suite, cells, {cell.label: ("done", None) for cell in cells}, folder)
+    names = {"plain": "teacher", "again": "teacher", "dark": "teacher sees black", "other": "teacher elsewhere"}
+    assert {cell["variant"]: cell["teacher"] for cell in results["cells"]} == names
+    found = {r["variant"]: r["value"] for r in results["rows"] if r["model"] == "teacher"}
+    assert found == pytest.approx({"teacher": 0.9, "teacher sees black": 0.7, "teacher elsewhere": 0.6})
 
 
 def row(variant, metric, value, split="valid", seed=0):

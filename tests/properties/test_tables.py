@@ -179,6 +179,39 @@ def test_a_teacher_shared_by_all_runs_counts_once_and_one_per_seed_as_many():
     assert "One teacher serves all runs" not in " ".join(method_table(each).notes)
 
 
+def with_two_teachers() -> dict[str, Any]:
+    """``lrp`` and ``erm`` share the teacher; ``dark`` has one of its own, which ``pale`` had too and is not shown."""
+    told = results()
+    told["rows"] += [row("teacher sees black", 0, 0.4, model="teacher", split=s) for s in ("iid", "ood", "shift")]
+    told["rows"] += [row(v, 0, 0.3, split=s) for v in ("dark", "pale") for s in ("iid", "ood", "shift")]
+    told["cells"] = [{**c, "teacher": "teacher"} for c in told["cells"] if c["variant"] != "broken"]
+    told["cells"] += [cell(v, 0, title=v.title(), teacher="teacher sees black") for v in ("dark", "pale")]
+    return told
+
+
+def test_every_teacher_has_its_line_and_is_told_by_its_students():
+    told = with_two_teachers()
+    table = method_table(told, ["erm", "lrp", "dark"])
+    assert [line.cells[0].text for line in table.lines] == ["Teacher", "Teacher of Dark", "erm", "LRP", "Dark"]
+    assert texts(table, "teacher")["shift"] == "95.0" and texts(table, "teacher sees black")["shift"] == "40.0"
+    assert "Each teacher was trained once" in " ".join(table.notes)
+    assert method_table(told).lines[1].cells[0].text == "Teacher of Dark; Pale"
+    told["rows"].append(row("teacher sees black", 0, 0.2, model="teacher", metric="acc_wg"))
+    groups = group_table(told)
+    assert groups is not None and texts(groups, "teacher sees black")["shift_acc_wg"] == "20.0"
+    assert texts(groups, "lrp")["shift_acc_wg"] == "not measured"
+
+
+def test_only_teachers_of_the_shown_students_are_shown():
+    for shown, accuracy in ((["lrp"], "95.0"), (["dark"], "40.0")):
+        table = method_table(with_two_teachers(), shown)
+        assert [line.cells[0].text for line in table.lines if line.is_teacher] == ["Teacher"]
+        assert next(
+            cell.text for column, cell in zip(table.columns, table.lines[0].cells) if column.key == "shift"
+        ) == (accuracy)
+        assert "One teacher serves all runs" in " ".join(table.notes)
+
+
 REASON = "needs masks; coloured-digits gives none"
 
 

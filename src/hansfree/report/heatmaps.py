@@ -48,11 +48,12 @@ class MapGrid:
 class Heatmaps:
     """The pictures of several variants, of the samples that they have in common.
 
-    ``kept`` has the arrays of each variant's heatmaps.npz, ``titles`` what each is called.
+    ``kept`` has the arrays of each variant's heatmaps.npz, ``titles`` what each is called, ``taught_by`` what its
+    teacher is.
     """
 
-    def __init__(self, kept: Mapping[str, Arrays], titles: Mapping[str, str]) -> None:
-        self._titles = titles
+    def __init__(self, kept: Mapping[str, Arrays], titles: Mapping[str, str], taught_by: Mapping[str, str]) -> None:
+        self._titles, self._taught_by = titles, taught_by
         self._first: Arrays = next(iter(kept.values()), {})
         self._kept = {name: arrays for name, arrays in kept.items() if _same_samples(arrays, self._first)}
         self.mismatched = [name for name in kept if name not in self._kept]
@@ -103,9 +104,12 @@ class Heatmaps:
             by_explainer.setdefault(str(arrays["explainer"]), []).append(variant)
         for explainer, variants in by_explainer.items():
             detail = explainer if len(self.explainers) > 1 else ""
-            taught = next((kept[v] for v in variants if f"teacher_map_{split}" in kept[v]), None)
-            if taught is not None:
-                yield Strip("Teacher", detail, _maps(taught, split, "teacher_", "Teacher", self.limit))
+            teachers: dict[str, Arrays] = {}
+            for variant in variants:
+                if f"teacher_map_{split}" in kept[variant]:
+                    teachers.setdefault(self._taught_by.get(variant, "Teacher"), kept[variant])
+            for name, arrays in teachers.items():
+                yield Strip(name, detail, _maps(arrays, split, "teacher_", name, self.limit))
             for variant in variants:
                 name = self._titles[variant]
                 yield Strip(name, detail, _maps(kept[variant], split, "", name, self.limit))

@@ -14,7 +14,17 @@ from hansfree.report.curves import panels
 from hansfree.report.facts import as_yaml, facts_of, flat_config, meanings, plain_text, story, without_empty
 from hansfree.report.heatmaps import Heatmaps, MapGrid, Tile, read_heatmaps
 from hansfree.report.notices import Notice
-from hansfree.report.results import SPLITS, Findings, Section, parts_of, seeds_of, shown_variants, variant_titles
+from hansfree.report.results import (
+    SPLITS,
+    Findings,
+    Section,
+    parts_of,
+    seeds_of,
+    shown_variants,
+    teacher_titles,
+    teachers_of,
+    variant_titles,
+)
 from hansfree.report.statistics import Estimate
 from hansfree.report.wording import percent, supervision
 from hansfree.runs import RunFolder, SuiteFolder, read_results
@@ -102,6 +112,11 @@ class Page:
         return shown_variants(self.results)
 
     @property
+    def teachers(self) -> dict[str, str]:
+        """The teachers of the headline and what each is called."""
+        return teacher_titles(self.results, self.shown, self.found.teachers)
+
+    @property
     def others(self) -> list[str]:
         """The variants that were tried and not chosen."""
         return [variant for variant in self.titles if variant not in self.shown]
@@ -124,8 +139,10 @@ class Page:
             if reference and self.reference != best:
                 name = self.titles.get(self.reference or "", self.reference)
                 figures.append(_key_figure(reference.estimate, f"right under shift: {name}, the reference"))
-        if teacher := self.found.teacher("shift"):
-            figures.append(_key_figure(teacher, "right under shift: the teacher"))
+        for name, title in self.teachers.items():
+            if teacher := self.found.teacher(name, "shift"):
+                told = "the teacher" if len(self.teachers) == 1 else f"{title[0].lower()}{title[1:]}"
+                figures.append(_key_figure(teacher, f"right under shift: {told}"))
         return figures
 
     @property
@@ -135,10 +152,11 @@ class Page:
         return charts.gap_chart(lines) if lines else None
 
     def _gap_lines(self) -> Iterator[charts.GapLine]:
-        iid, shift = self.found.teacher("iid"), self.found.teacher("shift")
-        if iid and shift:
-            gap = percent(self.found.teacher(None) or Estimate(1, iid.mean - shift.mean, None, None))
-            yield charts.GapLine("Teacher", "", iid, shift, (), (), gap, is_teacher=True)
+        for name, title in self.teachers.items():
+            iid, shift = self.found.teacher(name, "iid"), self.found.teacher(name, "shift")
+            if iid and shift:
+                gap = percent(self.found.teacher(name, None) or Estimate(1, iid.mean - shift.mean, None, None))
+                yield charts.GapLine(title, "", iid, shift, (), (), gap, is_teacher=True)
         for variant in self.shown:
             iid, shift, gap = (self.found.student(variant, split) for split in ("iid", "shift", None))
             if iid is None or shift is None:
@@ -208,12 +226,13 @@ class Page:
 
     @property
     def teacher_chart(self) -> Markup | None:
-        """Each variant's shift accuracy against its teacher's, where the conditions have teachers of their own."""
+        """Each variant's shift accuracy against its teacher's, where there are at least three teachers."""
         series: dict[str, list[tuple[float, Estimate]]] = {}
         for part in self.parts:
-            teacher = part.found.teacher("shift")
-            for variant in part.shown if teacher else ():
+            taught_by = teachers_of(part.results)
+            for variant in part.shown:
                 student = part.found.student(variant, "shift")
+                teacher = part.found.teacher(taught_by.get(variant, "teacher"), "shift")
                 family = next(cell.get("family") for cell in part.cells if cell["variant"] == variant)
                 if student is not None and teacher is not None:
                     series.setdefault(str(family), []).append((teacher.mean, student.estimate))
@@ -258,7 +277,9 @@ class Page:
         for variant, folder in self._finished:
             if variant not in first and folder.heatmaps.exists():
                 first[variant] = read_heatmaps(folder.heatmaps)
-        return Heatmaps(first, self.titles)
+        named = teacher_titles(self.results, first, dict.fromkeys(teachers_of(self.results).values()))
+        taught_by = {variant: named[name] for variant, name in teachers_of(self.results).items() if name in named}
+        return Heatmaps(first, self.titles, taught_by)
 
     @property
     def map_grids(self) -> list[MapGrid]:

@@ -61,6 +61,26 @@ def variant_titles(cells: Iterable[Section]) -> dict[str, str]:
     return titles
 
 
+def teacher_titles(results: Section, variants: Iterable[str], measured: Iterable[str]) -> dict[str, str]:
+    """What to call each of the teachers ``measured`` that taught one of ``variants``: the shared one is the Teacher,
+    others are told by their students."""
+    titles = variant_titles(results.get("cells") or [])
+    students: dict[str, list[str]] = {}
+    for variant, teacher in teachers_of(results).items():
+        if variant in set(variants):
+            students.setdefault(teacher, []).append(titles[variant])
+    named = [name for name in measured if name in students or not students]
+    if len(named) == 1:
+        return {named[0]: "Teacher"}
+    told = {name: f"Teacher of {'; '.join(taught)}" for name, taught in students.items()} | {"teacher": "Teacher"}
+    return {name: told.get(name, name) for name in named}
+
+
+def teachers_of(results: Section) -> dict[str, str]:
+    """What the rows of each variant's teacher are filed under, where a suite says it."""
+    return {cell["variant"]: cell["teacher"] for cell in results.get("cells") or [] if cell.get("teacher")}
+
+
 class Findings:
     """The accuracies (or another ``metric``) and gaps among the rows, by variant and split (None: the gap)."""
 
@@ -70,22 +90,28 @@ class Findings:
         wanted = [row for row in plain if row["metric"] == ("gap" if row.get("split") is None else metric)]
         students = [row for row in wanted if row.get("model") == "student"]
         self._students = {(found.variant, found.split): found for found in summarise(students, reference)}
-        self._teacher = _teacher_scores([row for row in wanted if row.get("model") == "teacher"])
+        # A single run files its teacher's rows under its own variant.
+        own = {row["variant"] for row in students}
+        by_teacher: dict[str, list[Row]] = {}
+        for row in wanted:
+            if row.get("model") == "teacher":
+                by_teacher.setdefault("teacher" if row["variant"] in own else row["variant"], []).append(row)
+        self._teachers = {name: scores for name, theirs in by_teacher.items() if (scores := _teacher_scores(theirs))}
 
     @property
-    def has_teacher(self) -> bool:
-        """Whether a teacher was measured."""
-        return bool(self._teacher)
+    def teachers(self) -> tuple[str, ...]:
+        """What the rows of the teachers that were measured are filed under."""
+        return tuple(self._teachers)
 
     @property
-    def teachers(self) -> int:
-        """How many teachers were measured."""
-        return max((found.n for found in self._teacher.values()), default=0)
+    def teacher_runs(self) -> int:
+        """From how many trainings of one teacher its numbers come, at most."""
+        return max((found.n for scores in self._teachers.values() for found in scores.values()), default=0)
 
     @property
     def splits(self) -> tuple[str | None, ...]:
         """The splits that anyone was measured on, and None for the gap where both its ends were; else all of them."""
-        measured = {split for _, split in self._students} | self._teacher.keys()
+        measured = {split for _, split in self._students}.union(*self._teachers.values())
         splits = [split for split in SPLITS if split in measured] or list(SPLITS)
         return (*splits, *([None] if {"iid", "shift"} <= set(splits) else []))
 
@@ -93,9 +119,9 @@ class Findings:
         """The student's accuracy on ``split``; None where it was not measured."""
         return self._students.get((variant, split))
 
-    def teacher(self, split: str | None) -> Estimate | None:
-        """The teacher's accuracy on ``split``; None where it was not measured."""
-        return self._teacher.get(split)
+    def teacher(self, name: str, split: str | None) -> Estimate | None:
+        """That teacher's accuracy on ``split``; None where it was not measured."""
+        return self._teachers.get(name, {}).get(split)
 
 
 def _teacher_scores(rows: Iterable[Row]) -> dict[str | None, Estimate]:

@@ -4,7 +4,16 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from hansfree.report.results import NOT_APPLICABLE, SPLITS, Findings, Section, seeds_of, shown_variants, variant_titles
+from hansfree.report.results import (
+    NOT_APPLICABLE,
+    SPLITS,
+    Findings,
+    Section,
+    seeds_of,
+    shown_variants,
+    teacher_titles,
+    variant_titles,
+)
 from hansfree.report.statistics import Estimate, Summary
 from hansfree.report.wording import p_value, percent, selection, supervision
 
@@ -67,8 +76,13 @@ def method_table(results: Section, variants: Iterable[str] | None = None) -> Tab
     baselines = [cell["variant"] for cell in cells if cell.get("method") == "erm"]
     yardstick = next((variant for variant in baselines if variant in headline), next(iter(baselines), None))
     shown = found.splits
-    lines = [_teacher_line([found.teacher(split) for split in shown], 3 if reference else 2)]
-    for variant in _shown(titles, variants):
+    chosen = _shown(titles, variants)
+    teachers = teacher_titles(results, chosen, found.teachers)
+    lines = [
+        _teacher_line(name, title, [found.teacher(name, split) for split in shown], 3 if reference else 2)
+        for name, title in teachers.items()
+    ]
+    for variant in chosen:
         own = [cell for cell in cells if cell["variant"] == variant]
         measured = [_score_cell(found.student(variant, split), own, len(seeds)) for split in shown]
         difference = _difference_cell(found.student(variant, _compared(shown)), own, variant == reference)
@@ -76,10 +90,10 @@ def method_table(results: Section, variants: Iterable[str] | None = None) -> Tab
         against = (difference,) if reference else ()
         rest = (*measured, *against, _steps_cell(own), time)
         lines.append(Line(variant, (*_words(titles[variant], own), *rest), reason=_reason(own)))
-    one_teacher = found.has_teacher and found.teachers == 1
-    notes = _notes(len(seeds), titles.get(reference or ""), titles.get(yardstick or ""), one_teacher)
+    told = _teacher_note(len(teachers), found.teacher_runs)
+    notes = _notes(len(seeds), titles.get(reference or ""), titles.get(yardstick or ""), told)
     columns = _columns(shown, titles.get(reference or "", reference))
-    return Table("Accuracy by method", columns, tuple(lines if found.has_teacher else lines[1:]), notes)
+    return Table("Accuracy by method", columns, tuple(lines), notes)
 
 
 def group_table(results: Section, variants: Iterable[str] | None = None) -> Table | None:
@@ -120,8 +134,14 @@ def _by_split(
     compared = next((thing for thing in reversed(things) if thing[1] == first), None) if reference else None
     score = ("percent", "half_width", "seeds")
     columns = [*_WORDS, *(Column(f"{s}_{m}", f"{s}, {metrics[m]} (%)", score, f"{s} %") for s, m in things)]
-    lines = [_teacher_line([found[thing].teacher(thing[0]) for thing in things], 1 if compared else 0)]
-    for variant in _shown(titles, variants):
+    chosen = _shown(titles, variants)
+    measured = dict.fromkeys(name for thing in things for name in found[thing].teachers)
+    teachers = teacher_titles(results, chosen, measured)
+    lines = [
+        _teacher_line(name, title, [found[s, m].teacher(name, s) for s, m in things], 1 if compared else 0)
+        for name, title in teachers.items()
+    ]
+    for variant in chosen:
         own = [cell for cell in cells if cell["variant"] == variant]
         line = [*_words(titles[variant], own)]
         line += [_score_cell(found[thing].student(variant, thing[0]), own, len(seeds)) for thing in things]
@@ -132,10 +152,9 @@ def _by_split(
     if compared:
         against = f"{compared[0]}, {metrics[first]}, against {named} (points)"
         columns.append(Column(f"{key}_difference", against, (*score, "p"), "Δ"))
-    has_teacher = any(found[thing].has_teacher for thing in things)
-    one_teacher = has_teacher and all(found[thing].teachers <= 1 for thing in things)
-    notes = (note, *_notes(len(seeds), named if compared else None, None, one_teacher))
-    return Table(title, tuple(columns), tuple(lines if has_teacher else lines[1:]), notes)
+    told = _teacher_note(len(teachers), max(found[thing].teacher_runs for thing in things))
+    notes = (note, *_notes(len(seeds), named if compared else None, None, told))
+    return Table(title, tuple(columns), tuple(lines), notes)
 
 
 _GROUPS = (
@@ -228,10 +247,10 @@ def _columns(shown: Sequence[str | None], reference: str | None) -> tuple[Column
     )
 
 
-def _teacher_line(scores: Iterable[Estimate | None], empty: int) -> Line:
-    words = (Cell("Teacher"), Cell("–"), Cell("–"))
+def _teacher_line(name: str, title: str, scores: Iterable[Estimate | None], empty: int) -> Line:
+    words = (Cell(title), Cell("–"), Cell("–"))
     measured = [Cell("not measured") if score is None else _numbers(score) for score in scores]
-    return Line("teacher", (*words, *measured, *[Cell("–")] * empty), is_teacher=True)
+    return Line(name, (*words, *measured, *[Cell("–")] * empty), is_teacher=True)
 
 
 def _score_cell(found: Summary | None, cells: Sequence[Section], seeds: int) -> Cell:
@@ -282,12 +301,21 @@ def _time_cell(seconds: float | None, yardstick: float | None) -> Cell:
     return Cell(f"{seconds / yardstick:.1f} ×", absolute, (seconds, seconds / yardstick))
 
 
-def _notes(seeds: int, reference: str | None, yardstick: str | None, one_teacher: bool) -> tuple[str, ...]:
+def _teacher_note(teachers: int, runs: int) -> str:
+    """What the intervals leave out where each teacher was trained once; empty where there is none or one per seed."""
+    if not teachers or runs != 1:
+        return ""
+    if teachers == 1:
+        return "One teacher serves all runs, so the chance in its own training is not in the intervals."
+    return "Each teacher was trained once, so the chance in its own training is not in the intervals."
+
+
+def _notes(seeds: int, reference: str | None, yardstick: str | None, teacher_note: str) -> tuple[str, ...]:
     notes = ["Supervision is what a method is given beyond class labels."]
     if seeds > 1:
         notes.append(f"Each number is a mean over {seeds} seeds; ± is the half-width of its 95 % Student t interval.")
-        if one_teacher:
-            notes.append("One teacher serves all runs, so the chance in its own training is not in the intervals.")
+        if teacher_note:
+            notes.append(teacher_note)
     else:
         notes.append("There is one seed, so no number has an interval, and chance alone may explain differences.")
     if reference:
