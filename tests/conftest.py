@@ -186,5 +186,30 @@ def coco_and_places(tmp_path_factory):
     return {"coco": root / "coco", "places": root / "data_256"}
 
 
+@pytest.fixture(scope="session")
+def waterbirds(tmp_path_factory):
+    """44 birds in the layout of group_DRO, with CUB's segmentations: two of 20 training images are conflicting."""
+    above = tmp_path_factory.mktemp("waterbirds")
+    random = np.random.default_rng(0)
+    places = {0: lambda y, turn: y if turn < 9 else 1 - y, 1: lambda y, turn: turn % 2, 2: lambda y, turn: turn % 2}
+    counts = {0: 10, 1: 4, 2: 8}
+    lines = ["img_id,img_filename,y,split,place,place_filename"]
+    birds = [(split, y, turn) for split, count in counts.items() for y in (0, 1) for turn in range(count)]
+    for number, (split, y, turn) in enumerate(birds, start=1):
+        species = ("014.Indigo_Bunting", "001.Black_footed_Albatross")[y]
+        file = f"{species}/{species.partition('.')[2]}_{number:04d}"
+        place = places[split](y, turn)
+        size = (20 + number % 5, 16)
+        for folder, ending in (("waterbird_complete95_forest2water2", "jpg"), ("segmentations", "png")):
+            path = above / folder / f"{file}.{ending}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shape = (size[1], size[0], 3) if ending == "jpg" else (size[1], size[0])
+            Image.fromarray(random.integers(0, 256, shape, dtype=np.uint8)).save(path)
+        scene = ("/b/bamboo_forest/00000001.jpg", "/o/ocean/00000001.jpg")[place]
+        lines.append(f"{number},{file}.jpg,{y},{split},{place},{scene}")
+    (above / "waterbird_complete95_forest2water2/metadata.csv").write_text("\n".join(lines) + "\n")
+    return above
+
+
 def pytest_addoption(parser):
     parser.addoption("--golden-update", action="store_true", help="record the golden losses anew")

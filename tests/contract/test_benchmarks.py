@@ -34,6 +34,7 @@ def make(
     photographs: Path,
     stanford_dogs: Path,
     coco_and_places: dict[str, Path],
+    waterbirds: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Callable[[], Benchmark]]:
     with pytest.MonkeyPatch.context() as patch:
@@ -46,6 +47,8 @@ def make(
             settings = {"root": stanford_dogs, "size": 24, "valid": 5}
         if name == "coco-on-places":
             settings = {**coco_and_places, "size": 24, "train": 2, "valid": 1, "test": 1}
+        if name == "waterbirds":
+            settings = {"root": waterbirds, "size": 24, "segmentations": waterbirds / "segmentations"}
         if name == "folder-with-accessories":
             settings = {**in_tree(stanford_dogs, tmp_path_factory.mktemp("tree")), "size": 24}
         yield lambda: BENCHMARKS[name](**settings)

@@ -9,6 +9,7 @@ from hansfree.benchmarks.folder_with_accessories import FolderWithAccessories
 from hansfree.benchmarks.mnist_background import MNISTBackground
 from hansfree.benchmarks.objects_on_scenes import ObjectsOnScenes
 from hansfree.benchmarks.plain_digits import PlainDigits
+from hansfree.benchmarks.waterbirds import Waterbirds
 from hansfree.core import Benchmark
 
 BENCHMARKS: dict[str, type[Benchmark]] = {
@@ -18,6 +19,7 @@ BENCHMARKS: dict[str, type[Benchmark]] = {
     "accessories": Accessories,
     "coco-on-places": CocoOnPlaces,
     "dogs-with-ties": DogsWithTies,
+    "waterbirds": Waterbirds,
     "folder": Folder,
     "folder-with-accessories": FolderWithAccessories,
     "digits": PlainDigits,
@@ -34,4 +36,5 @@ __all__ = [
     "MNISTBackground",
     "ObjectsOnScenes",
     "PlainDigits",
+    "Waterbirds",
 ]

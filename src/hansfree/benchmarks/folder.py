@@ -336,6 +336,20 @@ class FolderSplit(Split):
         return planes
 
 
+def split_of(rows: Sequence[Row], *, size: tuple[int, int], resized: bool, cache: bool) -> FolderSplit:
+    """The split of these rows, whose classes and places are numbers already."""
+    names = dict.fromkeys(row.tier for row in rows if row.tier)
+    return FolderSplit(
+        rows=tuple(rows),
+        label=torch.tensor([int(row.y) for row in rows]),
+        bias=torch.tensor([int(row.place) for row in rows]) if rows[0].place else None,
+        tiers={name: torch.tensor([i for i, row in enumerate(rows) if row.tier == name]) for name in names},
+        size=size,
+        resized=resized,
+        kept={} if cache else None,
+    )
+
+
 def read_row(row: Row) -> list[Image.Image]:
     """Image, masks (grey) and clean twin of ``row``.
 
@@ -387,20 +401,9 @@ class Folder(Divided[FolderSplit]):
         self.classes, self.biases, self.mask_names = table.classes, table.places, table.mask_names
         given = {"bias": bool(table.places), "mask": bool(table.mask_names), "clean": table.rows[0].clean is not None}
         self.gives = frozenset(name for name, there in given.items() if there)
-        self._splits = {name: self._split(table.of(name), size is not None, cache) for name in SPLITS if table.of(name)}
+        how = {"size": (height, width), "resized": size is not None, "cache": cache}
+        self._splits = {name: split_of(table.of(name), **how) for name in SPLITS if table.of(name)}
         self._options = {"root": str(root), "size": size, "cache": cache}
-
-    def _split(self, rows: tuple[Row, ...], resized: bool, cache: bool) -> FolderSplit:
-        names = dict.fromkeys(row.tier for row in rows if row.tier)
-        return FolderSplit(
-            rows=rows,
-            label=torch.tensor([int(row.y) for row in rows]),
-            bias=torch.tensor([int(row.place) for row in rows]) if self.biases else None,
-            tiers={name: torch.tensor([i for i, row in enumerate(rows) if row.tier == name]) for name in names},
-            size=(self.input.height, self.input.width),
-            resized=resized,
-            kept={} if cache else None,
-        )
 
     def record(self) -> dict[str, Any]:
         """Options, names, and per split its size, its groups and a fingerprint of names, labels and sizes in bytes."""
@@ -409,19 +412,22 @@ class Folder(Divided[FolderSplit]):
             "options": self._options,
             "classes": list(self.classes),
             "biases": list(self.biases),
-            "splits": {name: self._described(split) for name, split in self._splits.items()},
+            "splits": {name: described(split, self._root) for name, split in self._splits.items()},
         }
 
-    def _described(self, split: FolderSplit) -> dict[str, Any]:
-        groups = Counter((row.y, row.place) for row in split.rows)
-        counts = {f"y:{y},a:{place}" if place else f"y:{y}": count for (y, place), count in sorted(groups.items())}
-        return {"size": len(split), "groups": counts, "sha256": fingerprint(split.rows, self._root)}
+
+def described(split: FolderSplit, root: Path) -> dict[str, Any]:
+    """Of a split its size, its groups and a fingerprint."""
+    groups = Counter((row.y, row.place) for row in split.rows)
+    counts = {f"y:{y},a:{place}" if place else f"y:{y}": count for (y, place), count in sorted(groups.items())}
+    return {"size": len(split), "groups": counts, "sha256": fingerprint(split.rows, root)}
 
 
 def fingerprint(rows: Iterable[Row], root: Path) -> str:
-    """SHA-256 of the rows' labels, and of the names and sizes in bytes of their files below ``root``."""
+    """SHA-256 of the rows' labels, and of the names, below ``root`` or alone, and sizes in bytes of their files."""
     sha = hashlib.sha256()
     for row in rows:
-        files = [(file.relative_to(root).as_posix(), file.stat().st_size) for file in row.files]
+        names = [file.relative_to(root).as_posix() if file.is_relative_to(root) else file.name for file in row.files]
+        files = [(name, file.stat().st_size) for name, file in zip(names, row.files)]
         sha.update(json.dumps([files, row.y, row.place, row.tier]).encode())
     return sha.hexdigest()
