@@ -9,6 +9,7 @@ import torch
 
 from hansfree.core import Method, Setup
 from hansfree.errors import UserError
+from hansfree.explainers import LRP
 from hansfree.methods import METHODS
 from hansfree.training import Training, fit
 
@@ -42,7 +43,8 @@ def test_it_fits_one_batch(name, build, tiny):
     method = build(name, norm="scale")  # biases make explanations hard to match
     one_batch = Training(steps=80, batch_size=48, optimiser="adam", lr=0.02)
     losses = [step.loss for step in fit(method, tiny, one_batch)]
-    assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
+    share = 0.95 if name == "linear-probe" else 0.9  # six features that stay as they are
+    assert sum(losses[-5:]) < share * sum(losses[:5])
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -98,11 +100,12 @@ def test_what_it_needs_is_asked_for_in_one_sentence(name, build, tiny):
     student, train = copy.deepcopy(build(name).student), tiny.split("train")
     bias = train.bias if "bias" in METHODS[name].needs else None
     setup = Setup(lambda: student, None, 48, 3, tiny.input, label=train.label, bias=bias)
+    explains = {"explainer": LRP()} if "explainer" in METHODS[name].__init__.__annotations__ else {}
     if "teacher" not in METHODS[name].needs:
-        assert isinstance(METHODS[name](setup), Method)
+        assert isinstance(METHODS[name](setup, **explains), Method)
         return
     with pytest.raises(UserError, match="needs a teacher"):
-        METHODS[name](setup, **({"explainer": None} if "explainer" in METHODS[name].__init__.__annotations__ else {}))
+        METHODS[name](setup, **explains)
 
 
 @pytest.mark.parametrize("name", METHODS)

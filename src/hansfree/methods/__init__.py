@@ -21,6 +21,7 @@ from hansfree.methods.jtt import JTT
 from hansfree.methods.kd import KD
 from hansfree.methods.label_smoothing import LabelSmoothing
 from hansfree.methods.mixup import Mixup
+from hansfree.methods.model_guidance import ModelGuidance
 from hansfree.methods.output_distillation import OutputDistillation
 from hansfree.methods.pgi import PGI
 from hansfree.methods.resampling import ClassResampling, ClassReweighting, Resampling, Reweighting
@@ -47,6 +48,7 @@ METHODS: dict[str, type[Method]] = {
     "isnet": ISNet,
     "gain": GAIN,
     "gals": GALS,
+    "model-guidance": ModelGuidance,
     "resampling": Resampling,
     "reweighting": Reweighting,
     "class-resampling": ClassResampling,
@@ -84,6 +86,7 @@ __all__ = [
     "ISNet",
     "LabelSmoothing",
     "Mixup",
+    "ModelGuidance",
     "OutputDistillation",
     "Resampling",
     "ReviewKD",
