@@ -192,10 +192,10 @@ def train(
             if step.epoch_ends if settings.save_every is None else (last or step.step % settings.save_every == 0):
                 keeper.save(step, taken, time.perf_counter() - clock)
             on_step(name, step.step, step.steps)
-    except DivergenceError as error:
-        raise DivergenceError(f"{error} {keeper.remedy()}") from error
         if taken == 0:
             keeper.offer(method, 0.0, {"stage": "start", "step": 0, "epoch": -1})
+    except DivergenceError as error:
+        raise DivergenceError(f"{error} {keeper.remedy()}") from error
     finally:
         keeper.flush()
     accelerator.wait_for_everyone()  # the main process may still be writing what all now read

@@ -389,7 +389,7 @@ def gather(
     """What results.json holds: the rows of every finished cell, each teacher's once, and what was chosen."""
     rows: list[dict[str, Any]] = []
     described: list[dict[str, Any]] = []
-    teachers: set[tuple[str, str]] = set()
+    taught: set[tuple[Any, ...]] = set()
     first: dict[str, Any] = {}
     for cell in cells:
         status, error = outcomes[cell.label]
@@ -403,11 +403,11 @@ def gather(
         about |= {"folder": str(cell.folder.path.relative_to(folder.path)), "teacher": teacher}
         described += [{**cell_of_run, **about} for cell_of_run in results["cells"]]
         rows += [row for row in results["rows"] if row["model"] != "teacher"]
-        theirs = [row for row in results["rows"] if row["model"] == "teacher"]
         path = "" if cell.config.teacher is None else str(cell.config.teacher.path)
-        if theirs and (teacher, path) not in teachers:
-            rows += [{**row, **_of_teacher(teacher, cell, folder)} for row in theirs]
-            teachers.add((teacher, path))
+        # Row by row: a cell that read the teacher's answers from a store has figures of the stored splits alone.
+        theirs = {(teacher, path, *_place(row)): row for row in results["rows"] if row["model"] == "teacher"}
+        rows += [{**row, **_of_teacher(teacher, cell, folder)} for key, row in theirs.items() if key not in taught]
+        taught |= theirs.keys()
     return {
         "schema": 1,
         "environment": first.get("environment", {}),
@@ -423,6 +423,10 @@ def gather(
             **_choices(suite, rows, described),
         },
     }
+
+
+def _place(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(row[key] for key in ("split", "tier", "group", "metric", "measured_with"))
 
 
 def _choices(suite: SuiteConfig, rows: list[dict[str, Any]], cells: list[dict[str, Any]]) -> dict[str, Any]:

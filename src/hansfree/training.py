@@ -40,7 +40,8 @@ class Training(Schema):
 
     epochs: int | None = Field(default=None, ge=1)
     """Passes over the training split; or give ``steps``."""
-    steps: int | None = Field(default=None, ge=1)
+    steps: int | None = Field(default=None, ge=0)
+    """0: none, for the figures of a student as it is before training."""
     batch_size: int = Field(default=128, ge=1)
     """Over all processes together."""
     optimiser: Literal["sgd", "adam", "adamw"] = "sgd"
@@ -156,6 +157,8 @@ def _fit_stage(
         )
     per_epoch = len(split) // batch_size
     steps = training.total_steps(per_epoch)
+    if steps == 0:
+        return
     groups = parameter_groups(method, stage)
     optimiser = make_optimiser(groups, training)
     schedule = make_schedule(optimiser, training, steps, per_epoch)

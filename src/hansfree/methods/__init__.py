@@ -20,6 +20,7 @@ from hansfree.methods.isnet import ISNet
 from hansfree.methods.jtt import JTT
 from hansfree.methods.kd import KD
 from hansfree.methods.label_smoothing import LabelSmoothing
+from hansfree.methods.linear_probe import LinearProbe
 from hansfree.methods.mixup import Mixup
 from hansfree.methods.model_guidance import ModelGuidance
 from hansfree.methods.output_distillation import OutputDistillation
@@ -32,6 +33,7 @@ METHODS: dict[str, type[Method]] = {
     "erm": ERM,
     "label-smoothing": LabelSmoothing,
     "mixup": Mixup,
+    "linear-probe": LinearProbe,
     "output-distillation": OutputDistillation,
     "feature-distillation": FeatureDistillation,
     "attention-distillation": AttentionDistillation,
@@ -85,6 +87,7 @@ __all__ = [
     "GroupDRO",
     "ISNet",
     "LabelSmoothing",
+    "LinearProbe",
     "Mixup",
     "ModelGuidance",
     "OutputDistillation",
