@@ -211,5 +211,24 @@ def waterbirds(tmp_path_factory):
     return above
 
 
+@pytest.fixture(scope="session")
+def x_rays(tmp_path_factory):
+    """Chest X-rays of three classes: 10 internal patients each, those of pneumonia with two images; masks for all."""
+    root = tmp_path_factory.mktemp("x-rays")
+    random = np.random.default_rng(0)
+    for part, count in (("internal", 10), ("external", 4)):
+        for label, name in enumerate(("covid-19", "normal", "pneumonia")):
+            files = [f"{part}/{name}/{number:03d}" for number in range(count)]
+            if name == "pneumonia":
+                files = [f"{file}/study{study}/frontal" for file in files for study in (1, 2)]
+            for number, file in enumerate(files):
+                size = (20 + number % 3, 18 + label)
+                for folder, ending in (("", "jpg"), ("masks/", "png")):
+                    path = root / f"{folder}{file}.{ending}"
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    Image.fromarray(random.integers(0, 256, size[::-1], dtype=np.uint8)).save(path)
+    return root
+
+
 def pytest_addoption(parser):
     parser.addoption("--golden-update", action="store_true", help="record the golden losses anew")

@@ -25,7 +25,8 @@ SMALL = {"size": 24, "train": 64, "valid": 32, "test": 64}
 SETTINGS = {"objects-on-scenes": SMALL, "accessories": SMALL}
 
 
-WITHOUT_SHORTCUT = ("digits",)
+TESTS = {"digits": {"iid"}, "chest-x-ray": {"iid", "ood"}}
+"""Of benchmarks without a shortcut, or with one that cannot be exchanged."""
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +36,7 @@ def make(
     stanford_dogs: Path,
     coco_and_places: dict[str, Path],
     waterbirds: Path,
+    x_rays: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Callable[[], Benchmark]]:
     with pytest.MonkeyPatch.context() as patch:
@@ -49,6 +51,8 @@ def make(
             settings = {**coco_and_places, "size": 24, "train": 2, "valid": 1, "test": 1}
         if name == "waterbirds":
             settings = {"root": waterbirds, "size": 24, "segmentations": waterbirds / "segmentations"}
+        if name == "chest-x-ray":
+            settings = {"root": x_rays, "size": 24, "masks": x_rays / "masks"}
         if name == "folder-with-accessories":
             settings = {**in_tree(stanford_dogs, tmp_path_factory.mktemp("tree")), "size": 24}
         yield lambda: BENCHMARKS[name](**settings)
@@ -91,8 +95,7 @@ def test_goes_by_the_name_of_its_registry(name, benchmark):
 
 def test_has_the_splits_that_training_and_judging_need(name, benchmark):
     names = benchmark.split_names()
-    tests = {"iid"} if name in WITHOUT_SHORTCUT else set(TEST_SPLITS)
-    assert {*TRAINING_SPLITS, *tests} <= set(names)
+    assert {*TRAINING_SPLITS, *TESTS.get(name, TEST_SPLITS)} <= set(names)
     assert all(len(benchmark.split(split)) > 0 for split in names)
 
 

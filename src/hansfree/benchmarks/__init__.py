@@ -1,6 +1,7 @@
 """Data by name, most of them with a known shortcut."""
 
 from hansfree.benchmarks.accessories import Accessories
+from hansfree.benchmarks.chest_x_ray import ChestXRay
 from hansfree.benchmarks.coco_on_places import CocoOnPlaces
 from hansfree.benchmarks.coloured_digits import ColouredDigits
 from hansfree.benchmarks.dogs_with_ties import DogsWithTies
@@ -20,6 +21,7 @@ BENCHMARKS: dict[str, type[Benchmark]] = {
     "coco-on-places": CocoOnPlaces,
     "dogs-with-ties": DogsWithTies,
     "waterbirds": Waterbirds,
+    "chest-x-ray": ChestXRay,
     "folder": Folder,
     "folder-with-accessories": FolderWithAccessories,
     "digits": PlainDigits,
@@ -28,6 +30,7 @@ BENCHMARKS: dict[str, type[Benchmark]] = {
 __all__ = [
     "BENCHMARKS",
     "Accessories",
+    "ChestXRay",
     "CocoOnPlaces",
     "ColouredDigits",
     "DogsWithTies",
