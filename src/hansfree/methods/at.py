@@ -10,7 +10,8 @@ As a rival of e2KD: Parchami-Araghi et al., 2024, https://arxiv.org/abs/2402.031
 
 Deviations. Eq. 2 has the norm of the difference, not squared; the weight of 1000 that everybody uses belongs to the
 mean of squares of the published code, which is what is done here. Layers are found (the last feature map of each of
-the four smallest resolutions; the last is paired with the last, the one before with the one before) or named.
+the four smallest resolutions; the last is paired with the last, the one before with the one before) or named. B-cos
+networks have no ReLU: what is negative in their maps is cut off first, as in e2KD's published code.
 
 Supervision. A teacher; labels unless label_weight is 0.
 
@@ -18,14 +19,15 @@ Cost. The teacher's forward pass on top of an ERM step; maps of the matched laye
 kd takes 1.6.
 """
 
+from collections.abc import Sequence
 from typing import final
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hansfree.core import Batch, Setup
+from hansfree.core import Batch, Classifier, Setup
 from hansfree.explainers.propagation import at_least_float32
 from hansfree.methods.distiller import Distiller, Paths, check_weight
 from hansfree.methods.matched_layers import Seen
@@ -41,6 +43,12 @@ def _attention(features: Float[Tensor, "b c h w"], size: tuple[int, int]) -> Flo
     if features.shape[-2:] != size:  # torch pools, slowly, where there is nothing to pool too
         features = F.adaptive_avg_pool2d(features, size)
     return F.normalize(at_least_float32(features).square().mean(1).flatten(1))
+
+
+def active(model: nn.Module, maps: Sequence[Tensor]) -> list[Tensor]:
+    """Feature maps as they count here: those of B-cos networks without what is negative."""
+    is_bcos = isinstance(model, Classifier) and model.encoding == "six-channels"
+    return [map.relu() if is_bcos else map for map in maps]
 
 
 @final
@@ -63,5 +71,6 @@ class AT(Distiller):
 
     def terms(self, batch: Batch, ours: Seen, theirs: Seen) -> dict[str, Tensor]:
         """``{"attention": weight * sum over layers}`` and, where it has a weight, ``"label"``."""
-        distances = [attention_transfer(s, t) for s, t in zip(ours.maps, theirs.maps, strict=True)]
+        pairs = zip(active(self.student, ours.maps), active(self.teacher.model, theirs.maps), strict=True)
+        distances = [attention_transfer(s, t) for s, t in pairs]
         return {"attention": self.weight * torch.stack(distances).sum(), **self.label_term(batch, ours.logits)}

@@ -11,7 +11,8 @@ https://arxiv.org/abs/2402.03119.
 
 Deviations. The published networks are rebuilt so that a 1x1 convolution without bias stands before the pooling; here
 any network that averages its last feature map and ends in one linear layer does as it is, and its bias is left out of
-the maps, as there. Others are refused.
+the maps, as there. Networks that classify at each position and then average, as B-cos networks do, show their class
+activation maps themselves: what the convolution gives (the same in e2KD's published code). Others are refused.
 
 Supervision. A teacher; labels unless label_weight is 0.
 
@@ -76,31 +77,52 @@ class CATKD(Distiller):
         return {"class-attention": self.weight * distance, **self.label_term(batch, ours.logits)}
 
 
-def activation_maps(model: nn.Module, features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b classes h w"]:
-    """``sum_c W_kc features_c`` with the weights of the model's last layer."""
+def activation_maps(model: nn.Module, watched: Float[Tensor, "b c h w"]) -> Float[Tensor, "b classes h w"]:
+    """``sum_c W_kc f_c`` with the weights of the model's last layer, or what that gives where it is a convolution."""
     layer = last_layer(model, "model")
-    assert isinstance(layer, nn.Linear)
-    return F.conv2d(features, layer.weight[:, :, None, None])
+    return F.conv2d(watched, layer.weight[:, :, None, None]) if isinstance(layer, nn.Linear) else watched
 
 
 def _pooled_layer(model: nn.Module, input: InputSpec, role: str) -> tuple[FeatureLayer]:
-    """The layer whose output the model averages. Raises ``UserError`` where its logits are not made that way."""
+    """The layer whose output, or class activation maps of it, the model averages.
+
+    Raises ``UserError`` where its logits are not made that way.
+    """
     layer, found = last_layer(model, role), find_layers(model, input)[-1]
     refused = UserError(
         f"cat-kd needs a {role} that averages its last feature map, of more than one pixel, and ends in one linear "
-        "layer; choose another network or another method."
+        "layer, or classifies at each position of that map; choose another network or another method."
     )
-    if not isinstance(layer, nn.Linear) or found.channels != layer.in_features:
-        raise refused
+    if isinstance(layer, nn.Linear):
+        if found.channels != layer.in_features:
+            raise refused
+    else:
+        path = next(path for path, part in model.named_modules() if part is layer)
+        try:
+            (found,) = find_layers(model, input, [path])
+        except UserError as error:
+            raise refused from error
     watched = Watched(model, [found])
     modes = {module: module.training for module in watched.model.modules()}
     watched.model.eval()
-    images = torch.linspace(0, 1, input.channels * input.height * input.width).to(layer.weight)
+    images = torch.linspace(0, 1, input.channels * input.height * input.width).to(next(model.parameters()))
     with torch.no_grad():
         logits, maps, _ = watched.seen(watched.model(images.view(1, input.channels, input.height, input.width)))
-        pooled = activation_maps(model, maps[0]).mean((2, 3)) + (0 if layer.bias is None else layer.bias)
+        pooled = activation_maps(model, maps[0]).mean((2, 3))
+        if isinstance(layer, nn.Linear):
+            pooled = pooled if layer.bias is None else pooled + layer.bias
+        elif pooled.shape == logits.shape:  # B-cos networks divide by a temperature and add one bias to all classes
+            pooled = _on_the_line(pooled, logits)
     for module, mode in modes.items():
         module.training = mode
-    if not torch.allclose(pooled, logits, rtol=1e-3, atol=1e-4 * float(logits.abs().max())):
+    if pooled.shape != logits.shape or not torch.allclose(
+        pooled, logits, rtol=1e-3, atol=1e-4 * float(logits.abs().max())
+    ):
         raise refused
     return (found,)
+
+
+def _on_the_line(pooled: Float[Tensor, "1 classes"], logits: Float[Tensor, "1 classes"]) -> Float[Tensor, "1 classes"]:
+    """The multiple of ``pooled``, shifted by one number for all classes, that is nearest to ``logits``."""
+    x, y = pooled - pooled.mean(), logits - logits.mean()
+    return logits.mean() + x * (x * y).sum() / x.square().sum().clamp_min(1e-30)

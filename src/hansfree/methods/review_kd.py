@@ -16,8 +16,9 @@ weight 1 and one epoch of warm-up (that is, none) as on ImageNet; on CIFAR-100 t
 epochs. As a rival of e2KD: Parchami-Araghi et al., 2024, https://arxiv.org/abs/2402.03119.
 
 Deviations. The published code takes maps before their ReLU where it can; here they are the stages' outputs, found (the
-last feature map of each of the four smallest resolutions) or named. Epochs are counted in samples seen. Validation
-has no warm-up.
+last feature map of each of the four smallest resolutions) or named. Those of B-cos networks, which have no ReLU, are
+taken as they are, and so does e2KD's published code; fusions are ordinary layers there too, and no part of what is
+explained. Epochs are counted in samples seen. Validation has no warm-up.
 
 Supervision. A teacher; labels unless label_weight is 0.
 
