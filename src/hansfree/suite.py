@@ -426,7 +426,7 @@ def gather(
 
 
 def _place(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(row[key] for key in ("split", "tier", "group", "metric", "measured_with"))
+    return tuple(row.get(key) for key in ("split", "tier", "group", "metric", "measured_with"))
 
 
 def _choices(suite: SuiteConfig, rows: list[dict[str, Any]], cells: list[dict[str, Any]]) -> dict[str, Any]:
