@@ -230,5 +230,33 @@ def x_rays(tmp_path_factory):
     return root
 
 
+@pytest.fixture(scope="session")
+def voc(tmp_path_factory):
+    """A folder with VOCdevkit of both years: bright blocks, each with its box, on black, up to three in an image."""
+    root = tmp_path_factory.mktemp("voc")
+    random = np.random.default_rng(0)
+    kinds = ("dog", "person", "car", "bird")
+    for year, counts in (("2007", {"train": 16, "val": 8, "test": 8}), ("2012", {"train": 20, "val": 8})):
+        folder, number = root / "VOCdevkit" / f"VOC{year}", 0
+        for part in ("JPEGImages", "Annotations", "ImageSets/Main"):
+            (folder / part).mkdir(parents=True)
+        for part, count in counts.items():
+            names = [f"{number + n:06d}" for n in range(count)]
+            (folder / f"ImageSets/Main/{part}.txt").write_text("\n".join(names) + "\n")
+            for name in names:
+                number += 1
+                pixels, objects = np.zeros((40, 50, 3), np.uint8), ""
+                for turn in range(1 + number % 3):
+                    x, y = (4, 5) if turn == 0 else random.integers(0, 20, 2)
+                    pixels[y : y + 20, x : x + 20] = random.integers(180, 256, 3)
+                    ends = f"<xmin>{x + 1}</xmin><ymin>{y + 1}</ymin><xmax>{x + 20}</xmax><ymax>{y + 20}</ymax>"
+                    kind = kinds[(number + turn) % 4]
+                    objects += f"<object><name>{kind}</name><difficult>0</difficult><bndbox>{ends}</bndbox></object>"
+                Image.fromarray(pixels).save(folder / f"JPEGImages/{name}.jpg", quality=95)
+                size = "<size><width>50</width><height>40</height><depth>3</depth></size>"
+                (folder / f"Annotations/{name}.xml").write_text(f"<annotation>{size}{objects}</annotation>")
+    return root
+
+
 def pytest_addoption(parser):
     parser.addoption("--golden-update", action="store_true", help="record the golden losses anew")

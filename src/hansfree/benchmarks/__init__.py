@@ -9,6 +9,7 @@ from hansfree.benchmarks.folder import Folder
 from hansfree.benchmarks.folder_with_accessories import FolderWithAccessories
 from hansfree.benchmarks.mnist_background import MNISTBackground
 from hansfree.benchmarks.objects_on_scenes import ObjectsOnScenes
+from hansfree.benchmarks.pascal_voc import PascalVOC
 from hansfree.benchmarks.plain_digits import PlainDigits
 from hansfree.benchmarks.waterbirds import Waterbirds
 from hansfree.core import Benchmark
@@ -22,6 +23,7 @@ BENCHMARKS: dict[str, type[Benchmark]] = {
     "dogs-with-ties": DogsWithTies,
     "waterbirds": Waterbirds,
     "chest-x-ray": ChestXRay,
+    "pascal-voc": PascalVOC,
     "folder": Folder,
     "folder-with-accessories": FolderWithAccessories,
     "digits": PlainDigits,
@@ -38,6 +40,7 @@ __all__ = [
     "FolderWithAccessories",
     "MNISTBackground",
     "ObjectsOnScenes",
+    "PascalVOC",
     "PlainDigits",
     "Waterbirds",
 ]
