@@ -385,12 +385,12 @@ def data_make_command(
     from hansfree.benchmarks import BENCHMARKS
     from hansfree.config import apply_overrides
     from hansfree.data.making import make
-    from hansfree.parts import named
+    from hansfree.parts import named, seeded
     from hansfree.runs import read_yaml
 
     is_config = source.endswith((".yaml", ".yml"))
     config = read_yaml(Path(source)) if is_config else {"benchmark": {"name": source}}
-    section = apply_overrides(config, settings or []).get("benchmark")
+    section = seeded(apply_overrides(config, settings or [])).get("benchmark")
     if not isinstance(section, dict):
         raise UserError(f"{source} has no benchmark section; add one, or name a benchmark.")
     with _progress("nothing was written.") as bars:

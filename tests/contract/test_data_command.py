@@ -244,6 +244,15 @@ def test_make_takes_a_config(hansfree, tmp_path):
     assert json.loads((tmp_path / "made/benchmark.json").read_text())["record"]["options"]["palette"] == "pgi"
 
 
+def test_make_takes_a_config_whose_splits_follow_the_seed(hansfree, photographs, tmp_path, monkeypatch):
+    monkeypatch.setenv("HANSFREE_DATA", str(photographs))
+    section = {"name": "accessories", "split_seed": "seed", "size": 16, "train": 8, "valid": 8, "test": 8}
+    (tmp_path / "c.yaml").write_text(json.dumps({"benchmark": section}))
+    code, _, err = hansfree("data", "make", tmp_path / "c.yaml", "seed=3", "--out", tmp_path / "made")
+    assert code == 0, err
+    assert json.loads((tmp_path / "made/benchmark.json").read_text())["record"]["options"]["split_seed"] == 3
+
+
 @pytest.mark.parametrize(
     ("source", "said"),
     [

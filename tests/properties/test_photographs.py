@@ -178,6 +178,15 @@ def test_each_tier_has_rows_of_its_own(tmp_path):
     assert gaps == {tier: by_tier["iid", tier] - by_tier["shift", tier] for tier in (None, "seen", "unseen")}
 
 
+def test_views_are_rendered_once_for_all_that_see_the_same():
+    first = ObjectsOnScenes(**SMALL).split("train")
+    teacher = ObjectsOnScenes(**SMALL, ground="noise").split("train")
+    assert teacher.objects is not first.objects and teacher.objects.pixels is first.objects.pixels
+    others = [ObjectsOnScenes(**{**SMALL, **change}).split("train") for change in ({"split_seed": 2}, {"size": 25})]
+    assert all(other.objects.pixels is not first.objects.pixels for other in others)
+    assert torch.equal(first.objects.pixels, first.objects._rendered())
+
+
 # Grounds
 
 

@@ -84,6 +84,14 @@ class Views:
     @cached_property
     def pixels(self) -> UInt8[Tensor, "n c size size"]:
         """Every view, as bytes."""
+        key = f"{self.size} {self.fingerprint()}"
+        pixels = _RENDERED.pop(key, None)
+        _RENDERED[key] = self._rendered() if pixels is None else pixels
+        for oldest in list(_RENDERED)[:-_KEPT]:
+            del _RENDERED[oldest]
+        return _RENDERED[key]
+
+    def _rendered(self) -> UInt8[Tensor, "n c size size"]:
         channels = self.pictures[0].shape[0]
         rendered = torch.empty(len(self.picture), channels, self.size, self.size, dtype=torch.uint8)
         for number in self.picture.unique().tolist():
@@ -97,6 +105,12 @@ class Views:
         for values in (*self.pictures, self.picture, self.place, self.gain):
             sha.update(values.contiguous().numpy().tobytes())
         return sha.hexdigest()
+
+
+_KEPT = 18
+"""About twice as many views as a benchmark's splits have."""
+_RENDERED: dict[str, UInt8[Tensor, "n c size size"]] = {}
+"""The last views that were rendered in this process: the cells of a suite see the same, and so do their teachers."""
 
 
 def render(picture: Picture, place: Place, gain: Float[Tensor, "n 3"], size: int) -> UInt8[Tensor, "n c size size"]:
