@@ -16,6 +16,7 @@ from hansfree.config import Schema, Section, parse
 from hansfree.errors import UserError, nearest
 from hansfree.evaluation import Rule
 from hansfree.parts import RunConfig
+from hansfree.report.results import headline_metric
 
 Row = Mapping[str, Any]
 
@@ -159,15 +160,18 @@ def grids(
     teacher). What a rule looks at to choose a checkpoint it looks at to choose a setting. Settings count that finished
     for every tuning seed; first those whose validation accuracy is at most ``within`` below the teacher's, or if there
     are none (``admitted`` is false in all) the one that is nearest to it. Where labels are unknown, all are admitted.
+    Where they are of several classes, F1 stands for accuracy.
     """
     rows = [row for row in rows if row["group"] is row.get("tier") is None and row["split"] in ("valid", "valid_ood")]
+    own = headline_metric(rows)
     ours = [row for row in rows if row.get("seed") in suite.tuned_on]
     for (condition, _), members in families(planned).items():
         if not members[0].setting:
             continue
-        mark = _mean(rows, teachers.get(members[0].name, "teacher"), "acc", "valid")
+        mark = _mean(rows, teachers.get(members[0].name, "teacher"), own, "valid")
         rule = rules.get(members[0].name, "iid_val_loss")
         split, metric, sign, words = _LOOKS_AT[rule]
+        metric = own if metric == "acc" else metric
 
         def mean(name: str, metric: str, split: str = "valid") -> float | None:
             return _mean(ours, name, metric, split, len(suite.tuned_on))
@@ -177,7 +181,7 @@ def grids(
                 "variant": one.name,
                 "value": next(iter(one.setting.values())) if len(one.setting) == 1 else _spelt(one.setting),
                 "valid_loss": mean(one.name, "loss"),
-                "valid_acc": mean(one.name, "acc"),
+                "valid_acc": mean(one.name, own),
                 "score": mean(one.name, metric, split),
             }
             for one in members

@@ -18,6 +18,7 @@ from hansfree.report.results import (
     SPLITS,
     Findings,
     Section,
+    headline_metric,
     parts_of,
     seeds_of,
     shown_variants,
@@ -129,7 +130,8 @@ class Page:
         if not self.is_suite:
             variant = next(iter(self.titles), "")
             measured = [(split, self.found.student(variant, split)) for split in SPLITS]
-            return [_key_figure(found.estimate, f"right under {split}") for split, found in measured if found]
+            what = "F1" if headline_metric(self.results["rows"]) == "f1" else "right"
+            return [_key_figure(found.estimate, f"{what} under {split}") for split, found in measured if found]
         under_shift = [(v, found) for v in self.shown if (found := self.found.student(v, "shift")) is not None]
         figures = []
         if under_shift:
@@ -186,6 +188,16 @@ class Page:
     def table_of_agreement(self) -> tables.Table | None:
         """Agreement with the teacher; None where none was measured."""
         return tables.agreement_table(self.results, self.shown)
+
+    @property
+    def table_of_rankings(self) -> tables.Table | None:
+        """Mean average precision; None where images have one label each."""
+        return tables.ranking_table(self.results, self.shown)
+
+    @property
+    def table_of_places(self) -> tables.Table | None:
+        """Where explanations are; None where that was not measured."""
+        return tables.localisation_table(self.results, self.shown)
 
     @property
     def table_of_others(self) -> tables.Table | None:

@@ -81,11 +81,19 @@ def teachers_of(results: Section) -> dict[str, str]:
     return {cell["variant"]: cell["teacher"] for cell in results.get("cells") or [] if cell.get("teacher")}
 
 
-class Findings:
-    """The accuracies (or another ``metric``) and gaps among the rows, by variant and split (None: the gap)."""
+def headline_metric(rows: Iterable[Row]) -> str:
+    """Accuracy; F1 where it was measured and accuracy was not, because images have labels of several classes."""
+    measured = {row["metric"] for row in rows}
+    return "f1" if "f1" in measured and "acc" not in measured else "acc"
 
-    def __init__(self, rows: Iterable[Row], reference: str | None, metric: str = "acc") -> None:
+
+class Findings:
+    """The accuracies (or F1, or another ``metric``) and gaps among the rows, by variant and split (None: the gap)."""
+
+    def __init__(self, rows: Iterable[Row], reference: str | None, metric: str | None = None) -> None:
         apart = ("tier", "group", "measured_with")
+        rows = list(rows)
+        metric = metric or headline_metric(rows)
         plain = [row for row in rows if all(row.get(key) is None for key in apart)]
         wanted = [row for row in plain if row["metric"] == ("gap" if row.get("split") is None else metric)]
         students = [row for row in wanted if row.get("model") == "student"]

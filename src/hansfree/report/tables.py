@@ -9,6 +9,7 @@ from hansfree.report.results import (
     SPLITS,
     Findings,
     Section,
+    headline_metric,
     seeds_of,
     shown_variants,
     teacher_titles,
@@ -22,6 +23,15 @@ GROUP_METRICS = {"acc_wg": "worst group", "acc_group_mean": "per group", "acc_av
 
 AGREEMENT_METRICS = {"agreement": "agreement"}
 """Measures of a student against its teacher, and what a reader calls them."""
+
+RANKING_METRICS = {"mean_average_precision": "mAP"}
+"""Measures of labels of several classes beside F1, and what a reader calls them."""
+
+LOCALISATION_METRICS = {"epg": "EPG", "iou": "IoU"}
+"""Measures of maps against masks or boxes, and what a reader calls them."""
+
+HEADLINES = {"acc": "Accuracy", "f1": "F1"}
+"""What the comparison is of."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +103,7 @@ def method_table(results: Section, variants: Iterable[str] | None = None) -> Tab
     told = _teacher_note(len(teachers), found.teacher_runs)
     notes = _notes(len(seeds), titles.get(reference or ""), titles.get(yardstick or ""), told)
     columns = _columns(shown, titles.get(reference or "", reference))
-    return Table("Accuracy by method", columns, tuple(lines), notes)
+    return Table(f"{HEADLINES[headline_metric(results['rows'])]} by method", columns, tuple(lines), notes)
 
 
 def group_table(results: Section, variants: Iterable[str] | None = None) -> Table | None:
@@ -111,6 +121,20 @@ def agreement_table(results: Section, variants: Iterable[str] | None = None) -> 
     The last column compares that of the last split.
     """
     return _by_split(results, variants, "Agreement with the teacher", "agreement", AGREEMENT_METRICS, _AGREEMENT)
+
+
+def ranking_table(results: Section, variants: Iterable[str] | None = None) -> Table | None:
+    """Mean average precision on each split; None where images have one label each."""
+    return _by_split(results, variants, "Mean average precision", "map", RANKING_METRICS, _RANKING)
+
+
+def localisation_table(results: Section, variants: Iterable[str] | None = None) -> Table | None:
+    """EPG and IoU of maps on each split; None where none were measured. Of several explainers, the first one's."""
+    rows = [row for row in results["rows"] if row["metric"] in LOCALISATION_METRICS and row["split"] in SPLITS]
+    explainers = list(dict.fromkeys(row["measured_with"] for row in rows))
+    own = {**results, "rows": [{**row, "measured_with": None} for row in rows if row["measured_with"] == explainers[0]]}
+    note = f"{_LOCALISATION} Maps are those of {explainers[0]}." if explainers else ""
+    return _by_split(own, variants, "Where explanations are", "localisation", LOCALISATION_METRICS, note)
 
 
 def _by_split(
@@ -166,6 +190,14 @@ _GROUPS = (
 _AGREEMENT = "Agreement is the share of samples for which student and teacher have the same highest logit."
 
 
+_RANKING = "Average precision of the ranking of images by each class's logit, mean over classes."
+
+_LOCALISATION = (
+    "EPG is the share of positive relevance in the mask or the boxes of the class, IoU the overlap with what exceeds "
+    "half of the map's maximum; of images with several labels, of each class that is there."
+)
+
+
 def side_by_side(table: Table, other: Table | None) -> Table:
     """The numbers of ``other`` as further columns of ``table``, for those who compute with them."""
     if other is None:
@@ -185,7 +217,8 @@ def paper_form(table: Table) -> Table:
     lines = sorted(table.lines, key=lambda line: line.is_teacher)
     against = next((c.title for c in table.columns if c.key == "difference"), None)
     told = (
-        "Accuracies in %, gaps from IID to Shift and differences in points.",
+        f"{'F1' if table.title.startswith('F1') else 'Accuracies'} in %, gaps from IID to Shift and differences in "
+        "points.",
         *(() if against is None else (f"Difference: {against[0].lower()}{against[1:]}.",)),
         *(note for note in table.notes if not note.startswith("Training time")),
     )
