@@ -13,6 +13,7 @@ from hansfree.methods.explanation_distillation import ExplanationDistillation
 from hansfree.methods.feature_distillation import FeatureDistillation
 from hansfree.methods.gain import GAIN
 from hansfree.methods.gals import GALS
+from hansfree.methods.gce import GCE
 from hansfree.methods.grad_cam_distillation import GradCAMDistillation
 from hansfree.methods.group_dro import GroupDRO
 from hansfree.methods.irm import IRM
@@ -46,6 +47,7 @@ METHODS: dict[str, type[Method]] = {
     "cat-kd": CATKD,
     "review-kd": ReviewKD,
     "crd": CRD,
+    "gce": GCE,
     "rrr": RRR,
     "isnet": ISNet,
     "gain": GAIN,
@@ -72,6 +74,7 @@ __all__ = [
     "ERM",
     "GAIN",
     "GALS",
+    "GCE",
     "IRM",
     "JTT",
     "KD",
