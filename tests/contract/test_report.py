@@ -423,6 +423,21 @@ def test_each_condition_has_its_tables_and_students_are_set_against_their_teache
     assert len(numbers) == 1 + 3 * (1 + len(VARIANTS)) and numbers[1].startswith("teacher,")
 
 
+def test_without_a_shortcut_accuracy_and_agreement_are_shown(tmp_path: Path):
+    suite = make_suite(tmp_path / "suite")
+    results = read_json(suite.results)
+    rows = [row for row in results["rows"] if row["split"] == "iid"]
+    students = [row for row in rows if row["model"] == "student" and row["metric"] == "acc"]
+    results["rows"] = rows + [{**row, "metric": "agreement"} for row in students]
+    results["data"]["splits"] = {"train": {"size": 20}, "iid": {"size": SAMPLES}}
+    write_json(suite.results, results)
+    elements = Elements(build_report(suite.path).read_text())
+    assert "Accuracy and agreement" in elements.text and "without a planted shortcut" in elements.text
+    assert "What the shortcut costs" not in elements.text and "gives the class away" not in elements.text
+    told = [svg.get("aria-label", "") for svg in elements.all("svg", "gap-track")]
+    assert any(label.startswith("ERM: accuracy 99.0") and "agreement 99.0" in label for label in told)
+
+
 def test_a_run_folder_has_a_report_too(tmp_path: Path):
     run = RunFolder(tmp_path / "run")
     make_run(run, "lrp lr=0.01", 0)

@@ -129,31 +129,37 @@ def _tick_text(value: float, factor: float = 1.0) -> str:
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
-# The gap ------------------------------------------------------------------------------------------------------
+# Two ends --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class GapLine:
-    """One method in the picture of the gap: accuracies (fractions) and one number a seed."""
+class End:
+    """One end of a line: a fraction, the same for each seed, and what it is of."""
+
+    name: str
+    estimate: Estimate
+    seeds: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class SpanLine:
+    """One method in a picture of two fractions, and what is written beside it."""
 
     name: str
     detail: str
-    iid: Estimate
-    shift: Estimate
-    iid_seeds: tuple[float, ...]
-    shift_seeds: tuple[float, ...]
-    gap: str
+    ends: tuple[End, End]
+    value: str
     is_teacher: bool = False
 
 
-def gap_chart(lines: Sequence[GapLine]) -> Markup:
-    """Each method's way from its accuracy under iid to that under shift, on one scale from 0 to 100 %."""
+def span_chart(lines: Sequence[SpanLine]) -> Markup:
+    """Each method's way from one end, a circle, to the other, a diamond, on one scale from 0 to 100 %."""
     rows = [
         tag(
             "div",
             tag("div", tag("strong", line.name), tag("small", line.detail), class_="gap-name"),
-            _gap_track(line),
-            tag("div", tag("strong", line.gap), class_="gap-value"),
+            _track(line),
+            tag("div", tag("strong", line.value), class_="gap-value"),
             class_="gap-row teacher" if line.is_teacher else "gap-row",
         )
         for line in lines
@@ -163,21 +169,19 @@ def gap_chart(lines: Sequence[GapLine]) -> Markup:
     return tag("div", *rows, scale, class_="gap")
 
 
-def _gap_track(line: GapLine) -> Markup:
+def _track(line: SpanLine) -> Markup:
     grid = [tag("line", x1=f"{x}%", x2=f"{x}%", y1="0", y2="100%", class_="grid") for x in range(0, 101, 25)]
-    ends = [_percent(100 * end.mean) for end in (line.shift, line.iid)]
-    bridge = tag("line", x1=ends[0], x2=ends[1], y1="40%", y2="40%", class_="bridge")
+    first, last = (_percent(100 * end.estimate.mean) for end in reversed(line.ends))
+    bridge = tag("line", x1=first, x2=last, y1="40%", y2="40%", class_="bridge")
     marks = []
-    for split, end, seeds, shape in (
-        ("iid", line.iid, line.iid_seeds, "circle"),
-        ("shift", line.shift, line.shift_seeds, "diamond"),
-    ):
-        if end.half is not None:
-            low, high = (_percent(100 * min(max(end.mean + s * end.half, 0), 1)) for s in (-1, 1))
-            marks.append(tag("line", x1=low, x2=high, y1="40%", y2="40%", class_=f"whisker {split}"))
-        marks += [tag("circle", cx=_percent(100 * x), cy="82%", r="2.5", class_=f"seed {split}") for x in seeds]
-        marks.append(marker(shape, 100 * end.mean, 40, class_=split))
-    told = f"{line.name}: iid {_told(line.iid)}, shift {_told(line.shift)}"
+    for end, shape, style in zip(line.ends, ("circle", "diamond"), ("iid", "shift"), strict=True):
+        at = end.estimate
+        if at.half is not None:
+            low, high = (_percent(100 * min(max(at.mean + s * at.half, 0), 1)) for s in (-1, 1))
+            marks.append(tag("line", x1=low, x2=high, y1="40%", y2="40%", class_=f"whisker {style}"))
+        marks += [tag("circle", cx=_percent(100 * x), cy="82%", r="2.5", class_=f"seed {style}") for x in end.seeds]
+        marks.append(marker(shape, 100 * at.mean, 40, class_=style))
+    told = f"{line.name}: " + ", ".join(f"{end.name} {_told(end.estimate)}" for end in line.ends)
     return tag("svg", *grid, bridge, *marks, class_="gap-track", role="img", aria_label=told)
 
 

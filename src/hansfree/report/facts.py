@@ -18,6 +18,7 @@ COLOUR_MEANING = {
     "ood": "In colours that training never showed.",
     "shift": "Each class in another class's colour.",
 }
+PLAIN_MEANING = {"iid": "Images that training never showed."}
 SEEN_BY_TEACHER = {
     "input": "sees the student's own images",
     "clean": "sees the unbiased twins of the images",
@@ -36,16 +37,25 @@ def flat_config(config: Section) -> dict[str, Any]:
 
 def meanings(config: Section, data: Section) -> Mapping[str, str]:
     """What each test split asks, in the words of the benchmark."""
+    if not _has_shortcut(data):
+        return PLAIN_MEANING
     named = (config.get("benchmark") or {}).get("name") or data.get("name")
     return COLOUR_MEANING if named == "coloured-digits" else SPLIT_MEANING
 
 
+def _has_shortcut(data: Section) -> bool:
+    """Whether a test split has one that is new or misleads; where the splits are not recorded, whether it may."""
+    return {"iid", "ood", "shift"} & set(data.get("splits") or {}) != {"iid"}
+
+
 def story(config: Section, data: Section, *, several: bool) -> str:
     """What was asked of the students, in a sentence or three."""
+    who, they = ("The students learn", "They are") if several else ("The student learns", "It is")
+    if not _has_shortcut(data):
+        return f"{who} from images without a planted shortcut. {they} then tested on images that training never showed."
     shortcut = "a shortcut, the colour," if meanings(config, data) is COLOUR_MEANING else "a shortcut"
     share = _aligned_share(data)
     often = "" if share in (None, 1) else f" in {100 * share:.4g} % of the cases"
-    who, they = ("The students learn", "They are") if several else ("The student learns", "It is")
     return (
         f"{who} from images in which {shortcut} gives the class away{often}. {they} then tested where it still "
         "does, where it takes values never seen, and where it misleads. "

@@ -26,7 +26,7 @@ from hansfree.report.results import (
     teachers_of,
     variant_titles,
 )
-from hansfree.report.statistics import Estimate
+from hansfree.report.statistics import Estimate, Summary
 from hansfree.report.wording import percent, supervision
 from hansfree.runs import RunFolder, SuiteFolder, read_results
 
@@ -151,28 +151,35 @@ class Page:
     def gap(self) -> Markup | None:
         """The picture of the gap; None where iid or shift was not measured."""
         lines = list(self._gap_lines())
-        return charts.gap_chart(lines) if lines else None
+        return charts.span_chart(lines) if lines else None
 
-    def _gap_lines(self) -> Iterator[charts.GapLine]:
+    def _gap_lines(self) -> Iterator[charts.SpanLine]:
         for name, title in self.teachers.items():
             iid, shift = self.found.teacher(name, "iid"), self.found.teacher(name, "shift")
             if iid and shift:
                 gap = percent(self.found.teacher(name, None) or Estimate(1, iid.mean - shift.mean, None, None))
-                yield charts.GapLine(title, "", iid, shift, (), (), gap, is_teacher=True)
+                ends = charts.End("iid", iid), charts.End("shift", shift)
+                yield charts.SpanLine(title, "", ends, gap, is_teacher=True)
         for variant in self.shown:
             iid, shift, gap = (self.found.student(variant, split) for split in ("iid", "shift", None))
-            if iid is None or shift is None:
-                continue
-            needs = next(cell.get("needs") for cell in self.cells if cell["variant"] == variant)
-            yield charts.GapLine(
-                self.titles[variant],
-                supervision(needs),
-                iid.estimate,
-                shift.estimate,
-                tuple(iid.values.values()) if iid.estimate.n > 1 else (),
-                tuple(shift.values.values()) if shift.estimate.n > 1 else (),
-                percent(gap.estimate if gap else None),
-            )
+            if iid and shift:
+                ends = _end("iid", iid), _end("shift", shift)
+                yield self._line(variant, ends, percent(gap.estimate if gap else None))
+
+    @property
+    def faithfulness(self) -> Markup | None:
+        """The picture of accuracy and agreement; None where there is a gap to show, or no agreement."""
+        agreed = Findings(self.results["rows"], None, "agreement")
+        lines = [
+            self._line(variant, (_end("accuracy", right), _end("agreement", same)), percent(same.estimate))
+            for variant in self.shown
+            if (right := self.found.student(variant, "iid")) and (same := agreed.student(variant, "iid"))
+        ]
+        return charts.span_chart(lines) if lines and not self.gap else None
+
+    def _line(self, variant: str, ends: tuple[charts.End, charts.End], value: str) -> charts.SpanLine:
+        needs = next(cell.get("needs") for cell in self.cells if cell["variant"] == variant)
+        return charts.SpanLine(self.titles[variant], supervision(needs), ends, value)
 
     @property
     def table(self) -> tables.Table:
@@ -327,6 +334,10 @@ class Page:
     def files(self) -> list[tuple[str, str]]:
         """The raw files, relative to the page: path and what is in it."""
         return list(_files(self.place, self.cells))
+
+
+def _end(name: str, found: Summary) -> charts.End:
+    return charts.End(name, found.estimate, tuple(found.values.values()) if found.estimate.n > 1 else ())
 
 
 def _key_figure(found: Estimate, text: str) -> KeyFigure:

@@ -35,6 +35,7 @@ def _part(results: Section, suite: Section, condition: Section) -> dict[str, Any
         "conditions": [],
         "reference": condition["reference"],
         "grids": [grid for grid in suite["grids"] if grid.get("condition") == name],
+        "not_run": [missing for missing in suite.get("not_run") or [] if missing["condition"] == name],
     }
     rows = [row for row in results["rows"] if row["variant"] in models]
     return {**results, "cells": cells, "rows": rows, "suite": {**suite, **own}}

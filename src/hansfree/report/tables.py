@@ -1,7 +1,7 @@
 """The comparison of methods as tables: a line for each variant, with what it was given, its numbers and its cost."""
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from hansfree.report.results import (
@@ -102,8 +102,16 @@ def method_table(results: Section, variants: Iterable[str] | None = None) -> Tab
         lines.append(Line(variant, (*_words(titles[variant], own), *rest), reason=_reason(own)))
     told = _teacher_note(len(teachers), found.teacher_runs)
     notes = _notes(len(seeds), titles.get(reference or ""), titles.get(yardstick or ""), told)
+    notes = (*_missing(suite.get("not_run") or []), *notes)
     columns = _columns(shown, titles.get(reference or "", reference))
     return Table(f"{HEADLINES[headline_metric(results['rows'])]} by method", columns, tuple(lines), notes)
+
+
+def _missing(families: Iterable[Section]) -> Iterator[str]:
+    """What a suite that is run in parts has still to run."""
+    said = [f"{family['title']}{' (in part)' if family['in_part'] else ''}" for family in families]
+    if said:
+        yield f"Not run yet: {', '.join(said)}."
 
 
 def group_table(results: Section, variants: Iterable[str] | None = None) -> Table | None:
