@@ -22,10 +22,10 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 SMALL = {"size": 24, "train": 64, "valid": 32, "test": 64}
-SETTINGS = {"objects-on-scenes": SMALL, "accessories": SMALL}
+SETTINGS = {"objects-on-scenes": SMALL, "many-objects": SMALL, "accessories": SMALL}
 
 
-TESTS = {"digits": {"iid"}, "pascal-voc": {"iid"}, "chest-x-ray": {"iid", "ood"}}
+TESTS = {"digits": {"iid"}, "pascal-voc": {"iid"}, "sun397": {"iid"}, "chest-x-ray": {"iid", "ood"}}
 """Of benchmarks without a shortcut, or with one that cannot be exchanged."""
 
 
@@ -38,6 +38,7 @@ def make(
     waterbirds: Path,
     x_rays: Path,
     voc: Path,
+    sun397: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Callable[[], Benchmark]]:
     with pytest.MonkeyPatch.context() as patch:
@@ -56,6 +57,8 @@ def make(
             settings = {"root": x_rays, "size": 24, "masks": x_rays / "masks"}
         if name == "pascal-voc":
             settings = {"root": voc, "size": 24}
+        if name == "sun397":
+            settings = {"root": sun397, "size": 24, "valid": 3}
         if name == "folder-with-accessories":
             settings = {**in_tree(stanford_dogs, tmp_path_factory.mktemp("tree")), "size": 24}
         yield lambda: BENCHMARKS[name](**settings)

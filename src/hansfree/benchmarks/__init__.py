@@ -7,10 +7,12 @@ from hansfree.benchmarks.coloured_digits import ColouredDigits
 from hansfree.benchmarks.dogs_with_ties import DogsWithTies
 from hansfree.benchmarks.folder import Folder
 from hansfree.benchmarks.folder_with_accessories import FolderWithAccessories
+from hansfree.benchmarks.many_objects import ManyObjects
 from hansfree.benchmarks.mnist_background import MNISTBackground
 from hansfree.benchmarks.objects_on_scenes import ObjectsOnScenes
 from hansfree.benchmarks.pascal_voc import PascalVOC
 from hansfree.benchmarks.plain_digits import PlainDigits
+from hansfree.benchmarks.sun397 import SUN397
 from hansfree.benchmarks.waterbirds import Waterbirds
 from hansfree.core import Benchmark
 
@@ -18,12 +20,14 @@ BENCHMARKS: dict[str, type[Benchmark]] = {
     "coloured-digits": ColouredDigits,
     "mnist-background": MNISTBackground,
     "objects-on-scenes": ObjectsOnScenes,
+    "many-objects": ManyObjects,
     "accessories": Accessories,
     "coco-on-places": CocoOnPlaces,
     "dogs-with-ties": DogsWithTies,
     "waterbirds": Waterbirds,
     "chest-x-ray": ChestXRay,
     "pascal-voc": PascalVOC,
+    "sun397": SUN397,
     "folder": Folder,
     "folder-with-accessories": FolderWithAccessories,
     "digits": PlainDigits,
@@ -31,6 +35,7 @@ BENCHMARKS: dict[str, type[Benchmark]] = {
 
 __all__ = [
     "BENCHMARKS",
+    "SUN397",
     "Accessories",
     "ChestXRay",
     "CocoOnPlaces",
@@ -39,6 +44,7 @@ __all__ = [
     "Folder",
     "FolderWithAccessories",
     "MNISTBackground",
+    "ManyObjects",
     "ObjectsOnScenes",
     "PascalVOC",
     "PlainDigits",

@@ -125,16 +125,27 @@ def render(picture: Picture, place: Place, gain: Float[Tensor, "n 3"], size: int
     return torch.cat([paint, pixels[:, 3:]], 1).round().to(torch.uint8)
 
 
-def object_places(side: Float[Tensor, "n 2"], generator: torch.Generator) -> Place:
-    """Random places of cut-outs whose width and height, the longer one being 1, are ``side``."""
+def object_places(
+    side: Float[Tensor, "n 2"],
+    generator: torch.Generator,
+    *,
+    longer: tuple[float, float] = LONGER_SIDE,
+    corner: Float[Tensor, "n 2"] | None = None,
+) -> Place:
+    """Random places of cut-outs whose width and height, the longer one being 1, are ``side``.
+
+    ``longer`` are the ends of the longer side, as a share of the image. ``corner`` (-1 or 1 to the right, the same
+    down) keeps each at least half of the way from the middle to that corner.
+    """
     count = len(side)
     turn = TURN * _either_way(count, generator)
-    scale = _between(LONGER_SIDE, count, generator)
+    scale = _between(longer, count, generator)
     mirror = _mirror(count, generator)
     cos, sin = turn.cos(), turn.sin()
     turned = torch.stack([torch.stack([cos, sin], 1), torch.stack([-sin, cos], 1)], 1)
     reach = scale[:, None] * (turned.abs() @ side[:, :, None])[..., 0]
-    centre = (1 - reach).clamp(min=0) * (2 * torch.rand(count, 2, generator=generator) - 1)
+    share = torch.rand(count, 2, generator=generator)
+    centre = (1 - reach).clamp(min=0) * (2 * share - 1 if corner is None else corner * (1 + share) / 2)
     linear = turned / (scale[:, None] * side)[:, :, None]
     linear[:, 0] *= mirror[:, None]
     return torch.cat([linear, -linear @ centre[:, :, None]], 2)

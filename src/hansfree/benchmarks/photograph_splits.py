@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Literal, TypeVar, final
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from hansfree.benchmarks.coloured_digits import generator_for, stratified_order
 from hansfree.benchmarks.composites import (
     CHANNEL_GAIN,
     CROP,
+    LONGER_SIDE,
     Picture,
     Views,
     cut_out,
@@ -115,13 +116,21 @@ def biased(part: Part, ratio: int | float, generator: torch.Generator) -> Int[Te
 
 
 def object_views(
-    folder: Path, choices: Choices, group: Int[Tensor, "n"], size: int, generator: torch.Generator
+    folder: Path,
+    choices: Choices,
+    group: Int[Tensor, "n"],
+    size: int,
+    generator: torch.Generator,
+    *,
+    longer: tuple[float, float] = LONGER_SIDE,
+    corner: Float[Tensor, "n 2"] | None = None,
 ) -> Views:
-    """Random views of cut-outs, for each sample of a subject of its group."""
+    """Random views of cut-outs, for each sample of a subject of its group, where :func:`object_places` puts them."""
     files, chosen = _files(choices, group, generator)
-    pictures = tuple(cut_out(folder / file, size) for file in files)
+    pixels = min(size, round(2 * longer[0] * size))  # rendered at twice the size, and never more coarsely than that
+    pictures = tuple(cut_out(folder / file, pixels) for file in files)
     side = sides(pictures)
-    place = object_places((side / side.amax(1, keepdim=True))[chosen], generator)
+    place = object_places((side / side.amax(1, keepdim=True))[chosen], generator, longer=longer, corner=corner)
     return Views(pictures, chosen, place, gains(len(group), CHANNEL_GAIN, generator), size)
 
 

@@ -27,8 +27,13 @@ def make(benchmark: Benchmark, out: Path, watch: Watch = lambda done, total: Non
 
     Images, masks and clean twins become PNG of 8 bits; the table is metadata.csv, and names are in benchmark.json.
     What is drawn anew at every access to train is written as it is without a generator.
-    Raises ``UserError`` where ``out`` is there already and holds something.
+    Raises ``UserError`` where ``out`` is there already and holds something, and for labels of several classes.
     """
+    if benchmark.split("train").label.ndim > 1:
+        raise UserError(
+            f"Images of {benchmark.name} have labels of several classes, which the table has no room for; "
+            "choose a benchmark of one class per image."
+        )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is there already; choose another --out.")
     out.parent.mkdir(parents=True, exist_ok=True)
