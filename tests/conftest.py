@@ -258,5 +258,40 @@ def voc(tmp_path_factory):
     return root
 
 
+@pytest.fixture(scope="session")
+def imagenet(tmp_path_factory):
+    """Three classes of 14 training and 3 validation images in the layout of ImageNet, val in folders of classes."""
+    root = tmp_path_factory.mktemp("imagenet")
+    random = np.random.default_rng(0)
+    for number, wnid in enumerate(("n01440764", "n01443537", "n15075141")):
+        names = {"train": [f"{wnid}_{26 * n + 3}" for n in range(14)]}
+        names["val"] = [f"ILSVRC2012_val_{3 * n + number + 1:08d}" for n in range(3)]
+        for part, own in names.items():
+            (root / part / wnid).mkdir(parents=True)
+            for name in own:
+                pixels = random.integers(0, 256, (24 + number, 30, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(root / part / wnid / f"{name}.JPEG")
+    return root
+
+
+@pytest.fixture(scope="session")
+def sun397(tmp_path_factory):
+    """Three classes of 14 images in the layout of SUN397: 8 of each in the first training list, 4 in its test list."""
+    root = tmp_path_factory.mktemp("places") / "SUN397"
+    random = np.random.default_rng(0)
+    folders = ("a/abbey", "a/apartment_building/outdoor", "y/youth_hostel")
+    lists = {"ClassName": [f"/{folder}" for folder in folders], "Training_01": [], "Testing_01": []}
+    for folder in folders:
+        (root / folder).mkdir(parents=True)
+        for number in range(14):
+            name = f"{folder}/sun_{'abcdefghijklmn'[number] * 16}.jpg"
+            Image.fromarray(random.integers(0, 256, (26, 20 + number, 3), dtype=np.uint8)).save(root / name)
+            if number < 12:
+                lists["Training_01" if number < 8 else "Testing_01"].append(f"/{name}")
+    for name, lines in lists.items():
+        (root / f"{name}.txt").write_text("\n".join(lines) + "\n")
+    return root
+
+
 def pytest_addoption(parser):
     parser.addoption("--golden-update", action="store_true", help="record the golden losses anew")

@@ -158,7 +158,7 @@ def _sentence(problem: ErrorDetails, schema: type[BaseModel], source: str) -> Us
     return UserError(f"{_capital(source)}: {path or 'a value'} cannot be {problem['input']!r} ({reason}).")
 
 
-_KINDS = ("int", "float", "str", "bool")
+_KINDS = ("int", "constrained-int", "float", "str", "bool")
 
 
 def _inner(section: Any, name: str) -> Any:

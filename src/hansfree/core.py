@@ -6,8 +6,9 @@ looked; one loop minimises. A class here is abstract or final, never both.
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, NamedTuple, cast, final, get_args
 from zlib import crc32
@@ -544,6 +545,11 @@ class Split(ABC):
     bias: Int[Tensor, "n"] | None = None
     tiers: Mapping[str, Int[Tensor, "_"]] = MappingProxyType({})
     """Samples of each tier: parts of the split that are judged apart."""
+
+    @property
+    def files(self) -> Sequence[Path] | None:
+        """The image file of each sample, by which lists name it; None where samples are not made of one file each."""
+        return None
 
     def __len__(self) -> int:
         return len(self.label)

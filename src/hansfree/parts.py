@@ -1,7 +1,7 @@
 """The parts of a run, built from its config: benchmark, model, explainer, method."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -93,10 +93,10 @@ class RunConfig(Schema):
     benchmark: Section
     transfer: Section | None = None
     """A benchmark whose images replace those of training and validation, without labels; tests stay."""
-    shots: int | None = Field(default=None, ge=1)
-    """Training samples of each class; null: all there are."""
+    shots: Annotated[int, Field(ge=1)] | str | None = None
+    """Training samples of each class, or a file that lists training images, one a line; null: all there are."""
     shots_seed: int | None = Field(default=None, ge=0)
-    """Draws them; null: the run's seed, so that intervals over seeds cover the choice of samples."""
+    """Draws so many; null: the run's seed, so that intervals over seeds cover the choice of samples."""
     augmentation: Augmentation | None = None
     """Random changes of the training images."""
     model: Section

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from hansfree.augmentation import Augmentation
 from hansfree.benchmarks import MNISTBackground, PlainDigits
-from hansfree.benchmarks.regimes import augmented, few_shots, reshaped, shot_rows, transferred
+from hansfree.benchmarks.choosing import drawn
+from hansfree.benchmarks.regimes import augmented, few_shots, reshaped, transferred
 from hansfree.config import merge, parse
 from hansfree.core import UNKNOWN, Batch, InputSpec, Predictions, Setup, Split, Teacher
 from hansfree.errors import NotGivenError, UserError
@@ -71,16 +72,16 @@ def method_on(benchmark, name, **settings):
 @given(st.integers(1, 6), st.integers(0, 2**31 - 1))
 def test_so_many_of_each_class_and_fewer_shots_among_more(shots, seed):
     label = torch.randint(4, (200,), generator=seeded(seed % 7))
-    rows, more = (shot_rows(label, n, seed, ("a", "b", "c", "d")) for n in (shots, shots + 2))
+    rows, more = (drawn(label, n, seed, ("a", "b", "c", "d"), key="shots") for n in (shots, shots + 2))
     assert label[rows].bincount(minlength=4).tolist() == [shots] * 4
     assert torch.equal(rows, rows.unique()) and set(rows.tolist()) <= set(more.tolist())
 
 
 def test_every_sample_may_be_drawn_and_the_seed_decides():
     label = torch.arange(30) % 3
-    drawn = [tuple(shot_rows(label, 2, seed, ("a", "b", "c")).tolist()) for seed in range(40)]
-    assert len(set(drawn)) > 30 and {row for rows in drawn for row in rows} == set(range(30))
-    assert drawn[3] == tuple(shot_rows(label, 2, 3, ("a", "b", "c")).tolist())
+    chosen = [tuple(drawn(label, 2, seed, ("a", "b", "c"), key="shots").tolist()) for seed in range(40)]
+    assert len(set(chosen)) > 30 and {row for rows in chosen for row in rows} == set(range(30))
+    assert chosen[3] == tuple(drawn(label, 2, 3, ("a", "b", "c"), key="shots").tolist())
 
 
 def test_a_few_shots_are_the_samples_of_the_whole_and_say_which(tiny):
@@ -116,7 +117,7 @@ def test_too_many_shots_are_refused_with_the_most_there_are(tiny):
     with pytest.raises(UserError, match=r"the class 'a' than the 16 .* take at most 16"):
         few_shots(tiny, 17, seed=0)
     with pytest.raises(UserError, match="name several"):
-        shot_rows(torch.zeros(5, 3), 1, 0, ("a", "b", "c"))
+        drawn(torch.zeros(5, 3), 1, 0, ("a", "b", "c"), key="shots")
 
 
 def test_shots_follow_the_run_s_seed_unless_told_otherwise():
@@ -344,7 +345,8 @@ def test_runs_without_what_they_need_are_refused_with_a_reason_for_tables(change
         ({**DISTILLER, "transfer": COLOURED, "selection": "worst_group_val"}, "bias labels"),
         ({**DISTILLER, "transfer": COLOURED, "teacher_input": "clean"}, "clean"),
         ({**DISTILLER, "transfer": {"name": "colored-digits"}}, "did you mean 'coloured-digits'"),
-        ({"shots": 0}, "shots"),
+        ({"shots": 0}, "shots cannot be 0"),
+        ({"shots": "list.txt"}, "samples of the benchmark digits are no files"),
         ({"shots": 100}, "take at most"),
         ({"augmentation": {"crop": [0.3]}}, "augmentation.crop"),
         ({"augmentation": {"filp": 0.3}}, "did you mean 'flip'"),

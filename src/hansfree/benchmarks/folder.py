@@ -1,7 +1,9 @@
 """The user's own images: a tree of folders, or a table beside the images.
 
 A tree names its splits and classes by folders: ``train/CLASS/*.png``, ``valid/CLASS/...`` (or ``val``, ``validation``),
-and ``test/CLASS/...`` (the same as ``iid``) or ``iid``, ``ood``, ``shift`` and ``valid_ood``.
+and ``test/CLASS/...`` (the same as ``iid``) or ``iid``, ``ood``, ``shift`` and ``valid_ood``. ImageNet, whose published
+validation images are what everybody tests on, is such a tree: ``valid: 50`` makes them ``iid`` and takes 50 training
+images of each class as ``valid``.
 
 A table is ``metadata.csv`` in the layout of WILDS (Koh et al., "WILDS: a benchmark of in-the-wild distribution
 shifts", ICML 2021) and of Waterbirds, one row per image:
@@ -37,9 +39,10 @@ from jaxtyping import Int
 from PIL import Image
 from torch import Tensor
 
+from hansfree.benchmarks.choosing import check_each_class, drawn, listed
 from hansfree.benchmarks.divided import Divided
 from hansfree.benchmarks.image_files import read_image
-from hansfree.core import Batch, InputSpec, Split
+from hansfree.core import TEST_SPLITS, Batch, InputSpec, Split
 from hansfree.errors import UserError, nearest
 
 TABLE, NAMES = "metadata.csv", "benchmark.json"
@@ -91,8 +94,14 @@ class Table:
 # Reading what is said
 
 
-def read_table(root: Path, classes: Sequence[str] | None = None, mask_names: Sequence[str] | None = None) -> Table:
-    """What ``root`` says about its images, without opening any. Problems are told in the table.
+def read_table(
+    root: Path,
+    classes: Sequence[str] | None = None,
+    mask_names: Sequence[str] | None = None,
+    *,
+    splits: Sequence[str] = ("train", "valid"),
+) -> Table:
+    """What ``root`` says about its images, without opening any. Problems, absent ``splits`` too, are told in the table.
 
     Raises ``UserError`` where there is no folder, or neither a table nor a tree in it.
     """
@@ -112,7 +121,7 @@ def read_table(root: Path, classes: Sequence[str] | None = None, mask_names: Seq
     rows = _fallen(rows)
     masks = max((len(row.masks) for row in rows), default=0)
     told_masks = tuple(mask_names or names.get("mask_names") or ())[:masks]
-    problems += _gaps(root, rows, told_classes, masks)
+    problems += _gaps(root, rows, told_classes, masks, splits)
     told_masks += tuple("object" if masks == 1 else f"mask {i + 1}" for i in range(len(told_masks), masks))
     return Table(tuple(rows), tuple(problems), told_classes, told_places, told_masks)
 
@@ -257,13 +266,13 @@ def _fallen(rows: list[Row]) -> list[Row]:
     return [replace(row, split=split(row)) for row in rows]
 
 
-def _gaps(root: Path, rows: list[Row], classes: tuple[str, ...], masks: int) -> Iterator[str]:
+def _gaps(root: Path, rows: list[Row], classes: tuple[str, ...], masks: int, splits: Sequence[str]) -> Iterator[str]:
     """What is missing from a table whose lines are right."""
     if not rows:
         return
     if len(classes) < 2:
         yield f"{root} holds one class only ({', '.join(classes)}); a classifier needs two or more."
-    for split in ("train", "valid"):
+    for split in splits:
         if not any(row.split == split for row in rows):
             yield f"{root} has no {split} images; choose some."
     learned = {row.y for row in rows if row.split == "train"}
@@ -285,6 +294,39 @@ def _half_filled(column: str, told: list[tuple[Row, object]]) -> Iterator[str]:
         yield f"{empty[0].source} has no {column}, which others have; fill it in."
 
 
+# Holding out
+
+
+def held_out(
+    rows: Iterable[Row], classes: Sequence[str], valid: int | str | Path, seed: int
+) -> tuple[list[Row], list[Row]]:
+    """Training images without, and those for, validation: ``valid`` of each class, or those that a file lists.
+
+    Raises ``UserError`` where no training image of a class would remain, and for a list that does not fit.
+    """
+    rows = list(rows)
+    label = torch.tensor([int(row.y) for row in rows])
+    if isinstance(valid, int):
+        chosen = drawn(label, valid, seed, classes, key="benchmark.valid", left=1)
+    else:
+        chosen = listed(valid, [row.image for row in rows], key="benchmark.valid")
+    stays = torch.ones(len(rows), dtype=torch.bool)
+    stays[chosen] = False
+    check_each_class(label[stays], classes, f"benchmark.valid: {valid} leaves train with")
+    train = [rows[at] for at in stays.nonzero()[:, 0].tolist()]
+    return train, [replace(rows[at], split="valid") for at in chosen.tolist()]
+
+
+def _with_held_out(root: Path, table: Table, valid: int | str | Path, seed: int) -> Table:
+    """``table`` with validation images out of train, and what it calls valid as iid."""
+    there = {row.split for row in table.rows}
+    if "valid" in there and there & set(TEST_SPLITS):
+        raise UserError(f"{root} has images to validate and to test on; take benchmark.valid out.")
+    train, ours = held_out(table.of("train"), table.classes, valid, seed)
+    others = [replace(row, split="iid") if row.split == "valid" else row for row in table.rows if row.split != "train"]
+    return replace(table, rows=(*train, *ours, *others))
+
+
 # Reading the images
 
 
@@ -304,6 +346,11 @@ class FolderSplit(Split):
     """Whether images of another size are resized; else they are refused."""
     kept: dict[int, Tensor] | None = field(default=None, repr=False)
     """Decoded images, where they are kept."""
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The image of each row."""
+        return tuple(row.image for row in self.rows)
 
     def batch(self, index: Int[Tensor, "b"], generator: torch.Generator | None = None) -> Batch:
         """The samples at ``index``, read; nothing is left to ``generator``. Raises ``UserError`` for a bad image."""
@@ -375,6 +422,9 @@ class Folder(Divided[FolderSplit]):
     benchmark.json, else those in the table or the tree); ``cache`` keeps decoded images in memory, 3 bytes per pixel
     and one per pixel of each mask. Images are read as colours, 16 bits as 8.
 
+    ``valid`` takes so many training images of each class, drawn by ``split_seed``, or those that a text file lists, one
+    a line, as valid; what the folder calls valid is iid then. Without it the folder has validation images of its own.
+
     ``hansfree data check FOLDER`` tells everything that is wrong with a folder, this benchmark the first thing.
     """
 
@@ -387,12 +437,16 @@ class Folder(Divided[FolderSplit]):
         size: int | None = None,
         classes: Sequence[str] | None = None,
         mask_names: Sequence[str] | None = None,
+        valid: int | str | Path | None = None,
+        split_seed: int = 0,
         cache: bool = False,
     ) -> None:
         self._root = Path(root).expanduser()
-        table = read_table(self._root, classes, mask_names)
+        table = read_table(self._root, classes, mask_names, splits=("train", "valid") if valid is None else ("train",))
         if table.problems:
             raise UserError(table.problems[0])
+        if valid is not None:
+            table = _with_held_out(self._root, table, valid, split_seed)
         if size is not None and size < 1:
             raise UserError(f"benchmark.size is {size}; give a number of pixels.")
         first = read_image(table.of("train")[0].image)
@@ -403,7 +457,10 @@ class Folder(Divided[FolderSplit]):
         self.gives = frozenset(name for name, there in given.items() if there)
         how = {"size": (height, width), "resized": size is not None, "cache": cache}
         self._splits = {name: split_of(table.of(name), **how) for name in SPLITS if table.of(name)}
-        self._options = {"root": str(root), "size": size, "cache": cache}
+        self._options = {
+            "root": str(root), "size": size, "valid": Path(valid).name if isinstance(valid, str | Path) else valid,
+            "split_seed": split_seed, "cache": cache,
+        }  # fmt: skip
 
     def record(self) -> dict[str, Any]:
         """Options, names, and per split its size, its groups and a fingerprint of names, labels and sizes in bytes."""

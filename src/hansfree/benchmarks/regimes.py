@@ -1,6 +1,6 @@
 """What a run trains on, where that is not simply the benchmark's training data: few shots, other images, augmented.
 
-    few_shots    n training samples of each class, everything else as it is
+    few_shots    n training samples of each class, or those of a list, everything else as it is
     transferred  training and validation images of another benchmark, without labels; tests as they are
     augmented    training images changed anew at each access
 
@@ -12,6 +12,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
+from pathlib import Path
 from typing import Any, final
 
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hansfree.augmentation import Augmentation, AugmentedSplit
+from hansfree.benchmarks.choosing import check_each_class, drawn, listed
 from hansfree.core import TEST_SPLITS, TRAINING_SPLITS, UNKNOWN, Batch, Benchmark, InputSpec, Split
 from hansfree.errors import UserError, unknown
 
@@ -83,38 +85,36 @@ class Part(Split):
         return dataclasses.replace(batch, index=index, origin=origin)
 
 
-def few_shots(benchmark: Benchmark, shots: int, seed: int) -> Benchmark:
-    """``benchmark`` with ``shots`` training samples of each class, drawn by ``seed``.
+def few_shots(benchmark: Benchmark, shots: int | str | Path, seed: int) -> Benchmark:
+    """``benchmark`` with ``shots`` training samples of each class, drawn by ``seed``, or with those that a file lists.
 
     Of two numbers of shots with one seed, the samples of the smaller are among those of the larger. Raises
-    ``UserError`` for a class that has fewer.
+    ``UserError`` for a class that has fewer, and for a list that does not fit (see :mod:`.choosing`) or lacks a class.
     """
     train = benchmark.split("train")
-    rows = shot_rows(train.label, shots, seed, benchmark.classes)
+    if isinstance(shots, int):
+        rows = drawn(train.label, shots, seed, benchmark.classes, key="shots")
+        how = {"per_class": shots, "seed": seed}
+    else:
+        rows, how = _listed_shots(train, shots, benchmark), {"list": str(shots)}
 
     def told() -> dict[str, Any]:
         digest = sha256(rows.numpy().astype("<i8").tobytes()).hexdigest()
-        return {
-            "shots": {"per_class": shots, "seed": seed, "sha256_of_rows": digest},
-            "splits": {"train": {"size": len(rows)}},
-        }
+        return {"shots": {**how, "sha256_of_rows": digest}, "splits": {"train": {"size": len(rows)}}}
 
     return Regime(benchmark, {"train": Part(train, rows)}, gives=benchmark.gives, told=told)
 
 
-def shot_rows(label: Tensor, shots: int, seed: int, classes: tuple[str, ...]) -> Int[Tensor, "n"]:
-    """Where ``shots`` samples of each class stand, in the split's order."""
-    if label.ndim != 1:
-        raise UserError("shots counts samples of one class each, but the labels of this benchmark name several.")
-    counts = label.bincount(minlength=len(classes))
-    if (few := int(counts.min())) < shots:
+def _listed_shots(train: Split, path: str | Path, benchmark: Benchmark) -> Int[Tensor, "n"]:
+    files = train.files
+    if files is None:
         raise UserError(
-            f"shots: {shots} asks for more samples of the class {classes[int(counts.argmin())]!r} than the {few} "
-            f"there are to train on; take at most {few}."
+            f"shots: {path} is a list of images, but samples of the benchmark {benchmark.name} are no files that it "
+            "could name; give a number of shots of each class."
         )
-    order = torch.randperm(len(label), generator=torch.Generator().manual_seed(seed))
-    members = [order[label[order] == number][:shots] for number in range(len(classes))]
-    return torch.cat(members).sort().values
+    rows = listed(path, files, key="shots")
+    check_each_class(train.label[rows], benchmark.classes, f"shots: the list {path} names")
+    return rows
 
 
 # Unrelated images
