@@ -5,9 +5,11 @@ from hansfree.methods.at import AT
 from hansfree.methods.attention_distillation import AttentionDistillation
 from hansfree.methods.cat_kd import CATKD
 from hansfree.methods.crd import CRD
+from hansfree.methods.dfa import DFA
 from hansfree.methods.dfr import DFR
 from hansfree.methods.dl_dl import DLDL
 from hansfree.methods.e2kd import E2KD
+from hansfree.methods.end import EnD
 from hansfree.methods.erm import ERM
 from hansfree.methods.explanation_distillation import ExplanationDistillation
 from hansfree.methods.feature_distillation import FeatureDistillation
@@ -21,11 +23,13 @@ from hansfree.methods.isnet import ISNet
 from hansfree.methods.jtt import JTT
 from hansfree.methods.kd import KD
 from hansfree.methods.label_smoothing import LabelSmoothing
+from hansfree.methods.lff import LfF
 from hansfree.methods.linear_probe import LinearProbe
 from hansfree.methods.mixup import Mixup
 from hansfree.methods.model_guidance import ModelGuidance
 from hansfree.methods.output_distillation import OutputDistillation
 from hansfree.methods.pgi import PGI
+from hansfree.methods.rebias import ReBias
 from hansfree.methods.resampling import ClassResampling, ClassReweighting, Resampling, Reweighting
 from hansfree.methods.review_kd import ReviewKD
 from hansfree.methods.rrr import RRR
@@ -48,6 +52,10 @@ METHODS: dict[str, type[Method]] = {
     "review-kd": ReviewKD,
     "crd": CRD,
     "gce": GCE,
+    "lff": LfF,
+    "dfa": DFA,
+    "end": EnD,
+    "rebias": ReBias,
     "rrr": RRR,
     "isnet": ISNet,
     "gain": GAIN,
@@ -68,6 +76,7 @@ __all__ = [
     "AT",
     "CATKD",
     "CRD",
+    "DFA",
     "DFR",
     "DLDL",
     "E2KD",
@@ -84,16 +93,19 @@ __all__ = [
     "AttentionDistillation",
     "ClassResampling",
     "ClassReweighting",
+    "EnD",
     "ExplanationDistillation",
     "FeatureDistillation",
     "GradCAMDistillation",
     "GroupDRO",
     "ISNet",
     "LabelSmoothing",
+    "LfF",
     "LinearProbe",
     "Mixup",
     "ModelGuidance",
     "OutputDistillation",
+    "ReBias",
     "Resampling",
     "ReviewKD",
     "Reweighting",
