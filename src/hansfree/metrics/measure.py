@@ -14,7 +14,7 @@ from functools import update_wrapper
 from typing import Literal, NamedTuple, final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from hansfree.core import Predictions
@@ -46,8 +46,8 @@ class Whole(NamedTuple):
     value: float | None
 
 
-def mean_of(values: Float[Tensor, "n *several"]) -> Sums:
-    """The mean of ``values``, one or several a sample; those that are not a number are left out."""
+def mean_of(values: Float[Tensor, "n *several"] | Bool[Tensor, "n *several"]) -> Sums:
+    """The mean of ``values``, one or several a sample, without those that are not a number; of truths the share."""
     values = values.double().view(len(values), -1)
     counted = ~values.isnan()
     return Sums(torch.stack([values.nan_to_num(0.0).sum(1), counted.double().sum(1)], 1))
