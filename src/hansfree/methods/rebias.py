@@ -14,7 +14,8 @@ ReLU, and global average pooling. Each of its features so sees one pixel.
 Deviations. f and g are updated in one step, g's term with f's features held constant and the other way round; the
 published code updates g first. The two are parameter groups of one optimiser and are clipped apart. The code's other
 bandwidths (the median distance, the width) are not there; its HSIC subtracts 1 from all of K and L where the diagonals
-should be zeroed, which comes to the same. In validation the loss is the student's cross-entropy.
+should be zeroed, which comes to the same. Batches of fewer than four images have no estimate, and no such terms. In
+validation the loss is the student's cross-entropy.
 
 Supervision. Knowledge of the bias, in the form of an architecture: ``bias_kernels`` must be so small that the network
 can see the bias and not the object. That it sees less than the student is measured when the method is built, and else
@@ -48,13 +49,10 @@ def rbf_kernel(x: Float[Tensor, "m d"], sigma: float) -> Float[Tensor, "m m"]:
 
 
 def hsic(k: Float[Tensor, "m m"], l: Float[Tensor, "m m"]) -> Float[Tensor, ""]:  # noqa: E741
-    """The unbiased estimate of the dependence of two kernels' samples: see the formula above.
-
-    Raises ``UserError`` for fewer than four samples.
-    """
+    """The unbiased estimate of the dependence of two kernels' samples, see the formula above; 0 of fewer than four."""
     m = len(k)
     if m < 4:
-        raise UserError(f"rebias needs batches of at least 4 images, not {m}; raise training.batch_size.")
+        return k.new_zeros(())
     there = 1 - torch.eye(m, dtype=k.dtype, device=k.device)
     k, l = k * there, l * there  # noqa: E741
     means = k.sum() * l.sum() / ((m - 1) * (m - 2))
