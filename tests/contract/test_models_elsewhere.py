@@ -14,7 +14,7 @@ from torch import nn
 
 from hansfree.core import Classifier, Teacher
 from hansfree.errors import UserError
-from hansfree.explainers import InputGradient
+from hansfree.explainers import BCos, InputGradient
 from hansfree.methods.preparation import prepare_student
 from hansfree.models import (
     MODELS,
@@ -444,6 +444,61 @@ def test_published_bcos_weights_fit_other_class_counts(monkeypatch):
     other = load_model("bcos/resnet18", num_classes=3, pretrained=True, options=options).network.state_dict()
     differing = {key for key, value in other.items() if not torch.equal(value, whole[key])}
     assert differing == {"fc.linear.weight"}
+
+
+SMALL_BCOS = {
+    "small-resnet": {"inplanes": 4},
+    "small-vit": {"image_size": 12, "patch_size": 4, "dim": 8, "depth": 1, "heads": 2, "mlp_dim": 8},
+}
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("name", SMALL_BCOS)
+def test_small_bcos_networks_take_grey_images_too(name, channels, tmp_path, recwarn):
+    explanation_mode = pytest.importorskip("bcos.common").explanation_mode
+    model = load_model(f"bcos/{name}", num_classes=3, channels=channels, options=SMALL_BCOS[name]).eval()
+    assert not recwarn.list
+    pixels = torch.rand(2, channels, 12, 12)
+    assert torch.equal(model.prepare(pixels), torch.cat((pixels, 1 - pixels), 1))
+    the_parts_make_the_whole(model, pixels)
+    assert torch.equal(saved_and_loaded(model, tmp_path)(pixels), model(pixels))
+    explained(model, pixels)
+    weights = BCos()(model, pixels, torch.tensor([0, 2])).map
+    assert weights.shape == (2, 2 * channels, 12, 12)
+    with explanation_mode(model.network):
+        six = model.prepare(pixels).detach().requires_grad_()
+        (theirs,) = torch.autograd.grad(model.network(six)[[0, 1], [0, 2]].sum(), six)
+    torch.testing.assert_close(weights, theirs)
+
+
+def test_small_bcos_networks_start_with_each_class_as_likely():
+    for name, options in SMALL_BCOS.items():
+        network = load_model(f"bcos/{name}", num_classes=4, options=options).network
+        assert (network[1] if name == "small-vit" else network.logit_layer).logit_bias == pytest.approx(-math.log(3))
+
+
+def test_a_bcos_transformer_has_parts_and_a_bias_for_its_classes():
+    options = {"depth": 1, "dim": 8, "heads": 2, "mlp_dim": 8}
+    model = load_model("bcos/vitc_ti_patch1_14", num_classes=3).eval()
+    assert model.size == (224, 224) and model.network[1].logit_bias == pytest.approx(-math.log(2))
+    assert model.get_classifier().linear.out_features == 3
+    with pytest.raises(UserError, match="cannot be built so"):
+        load_model("bcos/vitc_ti_patch1_14", num_classes=3, options=options)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("resnet18", {"inplane": 4}, "did you mean 'inplanes'"),
+        ("small-resnet", {"layer": [1]}, "did you mean 'layers'"),
+        ("small-vit", {"image_size": 13, "patch_size": 4}, "divisible"),
+        ("small-vit", {"patch_size": 4}, "image_size"),
+        ("small-rest", {}, "did you mean 'small-resnet'"),
+    ],
+)
+def test_a_bcos_option_is_never_left_out_in_silence(name, options, said):
+    with pytest.raises(UserError, match=said):
+        load_model(f"bcos/{name}", num_classes=3, options=options)
 
 
 # EfficientNet-Lite

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from hansfree.core import Batch, InputSpec, Setup, Teacher
 from hansfree.explainers import BCos
 from hansfree.methods import METHODS
+from hansfree.methods.review_kd import hierarchical_context_loss
 from hansfree.models import load_model
 from hansfree.torchvision_guard import import_torchvision
 
@@ -70,6 +71,25 @@ def test_class_attention_transfer_takes_what_the_last_convolution_gives(teacher,
     pooled = [F.adaptive_avg_pool2d(map, 2).flatten(2) for map in maps]
     expected = 400 * (F.normalize(pooled[0], dim=2) - F.normalize(pooled[1], dim=2)).pow(2).mean()
     torch.testing.assert_close(method.loss(batch)["class-attention"], expected)
+
+
+def test_review_takes_the_maps_of_stages_as_they_are(teacher, batch):
+    """Before a ReLU, as e2KD's published code does; and, last, the mean of what the last convolution is given."""
+    method = build("review-kd", teacher, label_weight=0.0)
+    ours, theirs = ([*stages(m, batch.images)] for m in (method.student, teacher))
+    assert any((map < 0).any() for map in (*ours, *theirs))
+    for maps in (ours, theirs):
+        maps.append(maps[-1].mean((2, 3), keepdim=True))
+    expected, later = 0.0, None
+    for fusion, s, t in zip(reversed(method.fusions), reversed(ours[-len(method.fusions) :]), reversed(theirs)):
+        x = fusion.narrow(s)
+        if later is not None and fusion.attention is not None:
+            later = F.interpolate(later, x.shape[-2:], mode="nearest")
+            share = fusion.attention(torch.cat([x, later], 1))
+            x = share[:, :1] * x + share[:, 1:] * later
+        later = F.interpolate(x, t.shape[-2:], mode="nearest")
+        expected = expected + hierarchical_context_loss(fusion.out(later), t)
+    torch.testing.assert_close(method.loss(batch)["review"], expected)
 
 
 @pytest.mark.parametrize(
