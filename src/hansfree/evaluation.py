@@ -6,16 +6,17 @@ Where images have labels of several classes, F1 stands wherever accuracy would.
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hansfree.core import TEST_SPLITS, Batch, Benchmark, Explainer, Method, Predictions, Split, Teacher
+from hansfree.core import TEST_SPLITS, Batch, Benchmark, Explainer, LiveTeacher, Method, Predictions, Split, Teacher
 from hansfree.errors import UserError
-from hansfree.measuring import localisation
-from hansfree.methods.class_choice import Top
+from hansfree.measuring import localisation, moved_by
+from hansfree.methods.class_choice import Given, Top
 from hansfree.metrics import METRICS, accuracy, conflicting_accuracy, f1, worst_group_accuracy
 
 Rule = Literal[
@@ -200,33 +201,53 @@ def heatmaps(
     explainer: Explainer,
     count: int,
     device: Device,
+    *,
+    shift: int = 0,
 ) -> dict[str, Any]:
     """Images, predictions and maps of the predicted class for the same ``count`` samples of each split.
 
-    Maps are summed over channels, [count, h, w]. Samples are taken class by class in turn, the first ones each.
+    Maps are summed over channels, [count, h, w]. Samples are taken class by class in turn, the first ones each. With a
+    ``shift``, the samples of the first split once more, shifted by so many pixels. Where images have labels of several
+    classes, the map is that of the first one that is there, and a model that does not find it (a logit of 0 or below)
+    predicts -1.
     """
-    arrays: dict[str, Any] = {"splits": np.array(splits), "classes": np.array(benchmark.classes)}
+    moved = {f"{splits[0]}, shifted by {shift} pixels": splits[0]} if shift else {}
+    whence = {**{name: name for name in splits}, **moved}
+    arrays: dict[str, Any] = {"splits": np.array(list(whence)), "classes": np.array(benchmark.classes)}
     student.eval()
-    for name in splits:
-        split = benchmark.split(name)
-        # Of several labels, the first one there is the truth of a picture.
-        label = split.label if split.label.ndim == 1 else split.label.argmax(1)
+    for name, origin in whence.items():
+        split = benchmark.split(origin)
+        several = split.label.ndim > 1
+        label = split.label.argmax(1) if several else split.label
         rows = spread_over_classes(label, count)
         batch = split.batch(rows).to(device)
+        batch = moved_by(batch, shift) if name in moved else batch
         arrays[f"image_{name}"] = (batch.images.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
         arrays[f"index_{name}"], arrays[f"label_{name}"] = batch.index.cpu().numpy(), label[rows].numpy()
         draws = explainer.fixed_draws(batch.index)
         if teacher is not None:
             draws = teacher.answerable(explainer, draws)
+        rule = Given(label[rows].to(device)) if several else Top()
         with torch.no_grad():
-            logits, map = explainer(student, batch.images, lambda logits: logits.argmax(1), draws=draws)
+            logits, map = explainer(student, batch.images, partial(rule.choose, draws={}), draws=draws)
         arrays[f"map_{name}"] = map.sum(1).cpu().numpy()
-        arrays[f"prediction_{name}"] = logits.argmax(1).cpu().numpy()
-        if teacher is not None and teacher.lacks(name, explainer) is None:
-            answer = teacher.answer(batch, explainer, Top(), draws)
+        arrays[f"prediction_{name}"] = _said(logits, rule)
+        stored = teacher is not None and (several or name in moved) and not isinstance(teacher, LiveTeacher)
+        if teacher is not None and not stored and teacher.lacks(origin, explainer) is None:
+            answer = teacher.answer(batch, explainer, rule, draws)
             arrays[f"teacher_map_{name}"] = answer.map.sum(1).cpu().numpy()
-            arrays[f"teacher_prediction_{name}"] = answer.target.cpu().numpy()
+            arrays[f"teacher_prediction_{name}"] = _said(answer.logits, rule)
+        if several:
+            arrays["several"] = np.array(True)
     return arrays
+
+
+def _said(logits: Tensor, rule: Given | Top) -> np.ndarray:
+    """What a picture says that the model found: the explained class, or -1 where it was given and not found."""
+    chosen = rule.choose(logits, {})
+    if isinstance(rule, Given):
+        chosen = torch.where(logits.gather(1, chosen[:, None])[:, 0] > 0, chosen, -1)
+    return chosen.cpu().numpy()
 
 
 def spread_over_classes(label: Tensor, count: int) -> Tensor:

@@ -393,7 +393,11 @@ def write_heatmaps(
     explainer = make_explainer(config.evaluation.explainer)
     if explainer is None or config.evaluation.heatmaps == 0:
         return
-    arrays = heatmaps(method.student, teacher, benchmark, splits, explainer, config.evaluation.heatmaps, device)
+    measured = config.evaluation.measure
+    # A quarter of the largest shift: where that is twice a transformer's patch, half a patch, the worst case.
+    shift = 0 if measured is None else measured.shifts // 4
+    count = config.evaluation.heatmaps
+    arrays = heatmaps(method.student, teacher, benchmark, splits, explainer, count, device, shift=shift)
     arrays["explainer"] = np.array(config.evaluation.explainer["name"])
     with atomic_path(folder.heatmaps) as path:
         np.savez(path, **arrays)

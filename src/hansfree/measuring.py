@@ -207,7 +207,7 @@ def curve(look: Looking, batch: Batch, draws: Draws, shifts: int) -> Tensor:
     """Similarity of each sample's map to that of its image shifted by 0, 1, ..., ``shifts`` pixels, [b, shifts + 1]."""
     logits, map = look(batch, lambda logits: logits.argmax(1), draws)
     chosen = logits.argmax(1)
-    moved = [look(_moved(batch, shift), chosen, draws)[1] for shift in range(1, shifts + 1)]
+    moved = [look(moved_by(batch, shift), chosen, draws)[1] for shift in range(1, shifts + 1)]
     return torch.stack([shift_similarity(map, other, shift) for shift, other in enumerate([map, *moved])], 1)
 
 
@@ -224,8 +224,8 @@ def _size(batch: Batch) -> tuple[int, int]:
     return height, width
 
 
-def _moved(batch: Batch, shift: int) -> Batch:
-    """The batch with its images shifted, and what a teacher may see in their place."""
+def moved_by(batch: Batch, shift: int) -> Batch:
+    """The batch with its images shifted by so many pixels, and what a teacher may see in their place."""
     clean = None if batch.clean is None else shifted(batch.clean, shift)
     mask = None if batch.mask is None else shifted(batch.mask, shift)
     return replace(batch, input=shifted(batch.images, shift), clean=clean, mask=mask)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import final
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from hansfree.core import Draws, TargetRule
@@ -18,6 +19,18 @@ class Top(TargetRule):
     def choose(self, logits: Tensor, draws: Draws) -> Tensor:
         """[b] classes."""
         return logits.argmax(1)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Given(TargetRule):
+    """The classes that were named beforehand, [b], whatever the logits."""
+
+    classes: Int[Tensor, "b"]
+
+    def choose(self, logits: Tensor, draws: Draws) -> Tensor:
+        """[b] classes."""
+        return self.classes
 
 
 @final

@@ -244,10 +244,13 @@ class Series:
     points: tuple[tuple[float, Estimate], ...]
 
 
-def series_chart(series: Sequence[Series], across_title: str, *, diagonal: bool = False) -> Markup:
+def series_chart(
+    series: Sequence[Series], across_title: str, *, diagonal: bool = False, percent: bool = True
+) -> Markup:
     """Accuracy against a setting, with intervals; each line has a colour and a marker of its own.
 
     ``diagonal`` is for a setting that is an accuracy itself: both axes go from 0 to 100 %, and a line marks equality.
+    Without ``percent`` the upward axis is from 0 to 1.
     """
     xs = [0.0, 0.25, 0.5, 0.75, 1.0] if diagonal else [x for line in series for x, _ in line.points]
     across, up = axis(xs, log=not diagonal and min(xs) > 0 and max(xs) / min(xs) >= 5), axis([0.0, 1.0])
@@ -275,10 +278,10 @@ def series_chart(series: Sequence[Series], across_title: str, *, diagonal: bool 
                     tag("line", x1=at, x2=at, y1=_percent(ends[0]), y2=_percent(ends[1]), class_=f"{colour} bar")
                 )
             drawn.append(marker(shape, x, y, class_=colour))
-    told = "; ".join(f"{s.name}: " + ", ".join(f"{_told(e)} at {x:g}" for x, e in s.points) for s in series)
-    plot = tag(
-        "svg", *_frame(across, up, True, xs, shares=diagonal), *drawn, class_="plot tall", role="img", aria_label=told
-    )
+    spelt = _told if percent else lambda found: f"{found.mean:.2f}"
+    told = "; ".join(f"{s.name}: " + ", ".join(f"{spelt(e)} at {x:g}" for x, e in s.points) for s in series)
+    frame = _frame(across, up, percent, xs, shares=diagonal)
+    plot = tag("svg", *frame, *drawn, class_="plot tall", role="img", aria_label=told)
     keys = [tag("span", legend_mark(_style(i)[0], class_=_style(i)[1]), line.name) for i, line in enumerate(series)]
     return tag(
         "div", tag("div", *keys, class_="legend"), plot, tag("p", across_title, class_="axis-title"), class_="series"

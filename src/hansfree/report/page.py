@@ -26,6 +26,7 @@ from hansfree.report.results import (
     teachers_of,
     variant_titles,
 )
+from hansfree.report.shifts import shift_series
 from hansfree.report.statistics import Estimate, Summary
 from hansfree.report.wording import percent, supervision
 from hansfree.runs import RunFolder, SuiteFolder, read_results
@@ -287,6 +288,17 @@ class Page:
         done = [cell for cell in self.cells if cell.get("status") == "done"]
         return [(cell["variant"], RunFolder(self.place.path / cell["folder"])) for cell in done]
 
+    @property
+    def shift_charts(self) -> list[tuple[str, Markup]]:
+        """Similarity of explanations under shifts, where it was measured: title and chart."""
+        drawn = []
+        for (split, explainer), lines in shift_series(self.results, self.shown).items():
+            period = "; ".join(f"{line.name}: {line.period}" for line in lines if line.period is not None)
+            title = f"{split}, {explainer}" + (f". Periods in pixels: {period}" if period else "")
+            series = [charts.Series(line.name, line.points) for line in lines]
+            drawn.append((title, charts.series_chart(series, "diagonal shift in pixels", percent=False)))
+        return drawn
+
     # Heatmaps
 
     @cached_property
@@ -298,7 +310,8 @@ class Page:
                 first[variant] = read_heatmaps(folder.heatmaps)
         named = teacher_titles(self.results, first, dict.fromkeys(teachers_of(self.results).values()))
         taught_by = {variant: named[name] for variant, name in teachers_of(self.results).items() if name in named}
-        return Heatmaps(first, self.titles, taught_by)
+        references = [self.reference, *(part["reference"] for part in self.suite.get("conditions") or [])]
+        return Heatmaps(first, self.titles, taught_by, [name for name in references if name in first])
 
     @property
     def map_grids(self) -> list[MapGrid]:
