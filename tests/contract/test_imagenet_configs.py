@@ -148,11 +148,11 @@ def here(cells, jobs, device, watch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
-def test_as_suites_they_give_rows_for_every_variant(name, shortened, tmp_path, monkeypatch):
+def test_as_suites_they_give_rows_for_some_variants(name, shortened, tmp_path, monkeypatch):
     monkeypatch.setattr("hansfree.suite.run_locally", here)
     section = shortened(name)
-    if name == "imagenet-unrelated-paper":
-        section["teacher"]["train"]["training"] = {"steps": 2}
+    kept = [key for key in section["variants"] if key in ("erm", "kd", "kd-t1", "e2kd-1-t1")]
+    section["variants"] = {key: section["variants"][key] for key in kept}
     results = read_results(run_suite(read_suite(section), tmp_path / "out", jobs=1).results)
     assert {cell["status"] for cell in results["cells"]} == {"done"}
     rows = [row for row in results["rows"] if row["metric"] == "acc" and row["split"] == "iid"]
