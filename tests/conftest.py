@@ -20,6 +20,15 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a background job's chil
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+SHORT = {
+    "neuron-differentiation": {
+        **{"warm_up_epochs": 1, "mask_epochs": 1, "fine_tune_epochs": 4, "rounds": 2},
+        "iou_weight": 0.01,  # a term of ratios, which among a few hundred weights would outweigh all others
+    },
+}
+"""Settings with which methods of several stages take steps in tiny networks, not minutes."""
+
+
 class TinySplit(Split):
     """Random images whose class is a bright quadrant; everything that a batch can carry is there."""
 
@@ -81,6 +90,7 @@ def build(tiny):
         for _ in range(3):
             teacher.train()(torch.rand(16, 3, 12, 12))
         torch.manual_seed(seed)
+        settings = {**SHORT.get(name, {}), **settings}
         if wants_explainer(name):
             settings = {"explainer": LRP(epsilon=(0.01, 0.1)), **settings}
         train = tiny.split("train")

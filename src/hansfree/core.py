@@ -513,6 +513,10 @@ class Method(nn.Module, ABC):
         """Logits that are judged."""
         return self.student(input)
 
+    def predictions(self, input: Tensor) -> dict[str, Float[Tensor, "b classes"]]:
+        """Logits by model: ``student`` as :meth:`predict` gives them, and of sub-models that are reported apart."""
+        return {"student": self.predict(input)}
+
     def next_stage(self) -> Stage | None:
         """The stage to train now, or None when training is over."""
         return Stage() if self.stages_done == 0 else None

@@ -58,6 +58,22 @@ def predictions_of(method: Method, split: Split, batch_size: int, device: Device
     return Predictions(logits, split.label, split.bias, tiers=split.tiers)
 
 
+@torch.no_grad()
+def predictions_by_model(method: Method, split: Split, batch_size: int, device: Device) -> dict[str, Predictions]:
+    """What the judged model says on ``split``, as the student, and each sub-model reported apart; in eval mode."""
+    was_training = method.training
+    method.eval()
+    parts: dict[str, list[Tensor]] = {}
+    for index in torch.arange(len(split)).split(batch_size):
+        for model, logits in method.predictions(split.batch(index).to(device).images).items():
+            parts.setdefault(model, []).append(logits.float().cpu())
+    method.train(was_training)
+    return {
+        model: Predictions(torch.cat(logits), split.label, split.bias, tiers=split.tiers)
+        for model, logits in parts.items()
+    }
+
+
 def measure(predictions: Predictions) -> dict[str, float]:
     """Every metric of METRICS that applies to ``predictions``."""
     values = {name: metric(predictions) for name, metric in METRICS.items()}
@@ -72,18 +88,19 @@ def judge(
     batch_size: int,
     device: Device,
 ) -> dict[tuple[str, str], Predictions]:
-    """Predictions by (model, split) of the student and, where there is one, of its teacher."""
+    """Predictions by (model, split) of the student, its sub-models and, where there is one, of its teacher."""
     train = benchmark.split("train")
     sizes = {} if train.bias is None else dict(Counter(zip(train.label.tolist(), train.bias.tolist())))
     judged: dict[tuple[str, str], Predictions] = {}
     for name in splits:
         split = benchmark.split(name)
-        student = replace(predictions_of(method, split, batch_size, device), training_groups=sizes)
+        found = predictions_by_model(method, split, batch_size, device)
+        found = {model: replace(predictions, training_groups=sizes) for model, predictions in found.items()}
         if teacher is not None and teacher.lacks(name) is None:
             logits = logits_on(teacher.logits, split, batch_size, device)
-            student = replace(student, teacher_logits=logits)
-            judged["teacher", name] = replace(student, logits=logits, teacher_logits=None)
-        judged["student", name] = student
+            judged["teacher", name] = replace(found["student"], logits=logits)
+            found = {model: replace(predictions, teacher_logits=logits) for model, predictions in found.items()}
+        judged |= {(model, name): predictions for model, predictions in found.items()}
     return judged
 
 

@@ -42,7 +42,8 @@ def test_terms_are_finite_scalars_and_every_weight_gets_a_gradient(name, build, 
 def test_it_fits_one_batch(name, build, tiny):
     method = build(name, norm="scale")  # biases make explanations hard to match
     one_batch = Training(steps=80, batch_size=48, optimiser="adam", lr=0.02)
-    losses = [step.loss for step in fit(method, tiny, one_batch)]
+    # Of several stages the one whose length is the run's own: others have other losses.
+    losses = [step.loss for step in fit(method, tiny, one_batch) if step.steps == one_batch.steps]
     share = 0.95 if name == "linear-probe" else 0.9  # six features that stay as they are
     assert sum(losses[-5:]) < share * sum(losses[:5])
 

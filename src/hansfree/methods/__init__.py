@@ -27,6 +27,7 @@ from hansfree.methods.lff import LfF
 from hansfree.methods.linear_probe import LinearProbe
 from hansfree.methods.mixup import Mixup
 from hansfree.methods.model_guidance import ModelGuidance
+from hansfree.methods.neuron_differentiation import NeuronDifferentiation
 from hansfree.methods.output_distillation import OutputDistillation
 from hansfree.methods.pgi import PGI
 from hansfree.methods.rebias import ReBias
@@ -70,6 +71,7 @@ METHODS: dict[str, type[Method]] = {
     "pgi": PGI,
     "jtt": JTT,
     "dfr": DFR,
+    "neuron-differentiation": NeuronDifferentiation,
 }
 
 __all__ = [
@@ -104,6 +106,7 @@ __all__ = [
     "LinearProbe",
     "Mixup",
     "ModelGuidance",
+    "NeuronDifferentiation",
     "OutputDistillation",
     "ReBias",
     "Resampling",
