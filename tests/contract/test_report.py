@@ -13,7 +13,7 @@ import yaml
 
 from hansfree.errors import UserError
 from hansfree.report import build_report
-from hansfree.report.facts import flat_config
+from hansfree.report.facts import facts_of, flat_config
 from hansfree.runs import RunFolder, SuiteFolder, atomic_path, read_json, write_json, write_text
 
 EVIL = "<script>alert(1)</script>"
@@ -503,3 +503,36 @@ def test_what_cannot_be_read_is_one_sentence(tmp_path: Path):
     run.results.unlink()
     with pytest.raises(UserError, match=r"There is no .*results\.json"):
         build_report(run.path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, "small: 40 train"),
+        ({"shots": 1}, "small: 40 train; 1 training sample of each class"),
+        ({"shots": "few.txt"}, "small: 40 train; training samples listed in few.txt"),
+        (
+            {"transfer": {"name": "digits", "limit": 60}},
+            "small: 40 train; training and validation images are those of digits (limit 60), without labels",
+        ),
+        (
+            {"shots": 10, "augmentation": {"crop": [0.3, 1.0], "flip": 0.5, "rotation": 0.0, "size": None}},
+            "small: 40 train; 10 training samples of each class; training images are cropped to 30 to 100 % of their "
+            "area, mirrored with probability 0.5, anew each time",
+        ),
+        (
+            {"augmentation": {"translation": 0.1, "contrast": 0.2, "size": 32, "mixup": 1.0, "rotation": 15}},
+            "small: 40 train; training images are turned by up to 15 degrees, moved by up to 10 % of their side, "
+            "changed in contrast by up to 20 %, scaled to 32 x 32 pixels, mixed (mixup, alpha 1), anew each time",
+        ),
+        ({"augmentation": {"flip": 0.0, "ratio": [0.75, 1.33]}}, "small: 40 train"),
+        ({"variants": {"a": {"grid": {"shots": [1, 2]}}}}, "small: 40 train; some variants differ"),
+        (
+            {"shots": 5, "conditions": {"few": {"shots": 1}}, "variants": {"a": {"benchmark.limit": 3}}},
+            "small: 40 train; 5 training samples of each class; some variants and conditions differ",
+        ),
+    ],
+)
+def test_the_data_are_told_as_training_sees_them(changes: dict[str, Any], said: str):
+    data = {"splits": {"train": {"size": 40}}}
+    assert dict(facts_of({"benchmark": {"name": "small"}, **changes}, data, [], []))["Data"] == said

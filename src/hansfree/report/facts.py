@@ -1,6 +1,7 @@
 """What was run, in words, from the config and the benchmark's record."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 import yaml
@@ -76,13 +77,13 @@ def facts_of(
     elif seeds:
         yield "Run", f"{cells[0].get('method')}, seed {spelt}"
     if config.get("benchmark"):
-        yield "Data", _section_text(config["benchmark"]) + _sizes(data)
+        told = [_section_text(config["benchmark"]) + _sizes(data), *_training_data(config)]
+        yield "Data", "; ".join(told) + _differing(config, _DATA)
     teacher = config.get("teacher")
     if teacher:
         yield "Teacher", _teacher_text(teacher, config)
     if config.get("model"):
-        altered = any("model" in key.split(".")[0] for key in _changed_keys(config))
-        yield "Student", _section_text(config["model"]) + ("; some variants differ" if altered else "")
+        yield "Student", _section_text(config["model"]) + _differing(config, {"model"})
     if config.get("training"):
         yield "Training", _training_text(config["training"])
     rules = dict.fromkeys(cell.get("selection") for cell in cells)
@@ -90,9 +91,49 @@ def facts_of(
         yield "Weights kept", "; ".join(selection(rule) for rule in rules if rule) or "not recorded"
 
 
-def _changed_keys(config: Section) -> set[str]:
-    variants = config.get("variants") or {}
-    return {key for variant in variants.values() if isinstance(variant, Mapping) for key in variant}
+_DATA = {"benchmark", "transfer", "shots", "shots_seed", "augmentation"}
+
+
+def _differing(config: Section, keys: AbstractSet[str]) -> str:
+    """Which parts of a suite change any of the shared settings under ``keys``."""
+    parts = [part for part in ("variants", "conditions") if keys & _changed(config.get(part) or {})]
+    return f"; some {' and '.join(parts)} differ" if parts else ""
+
+
+def _changed(part: Section) -> set[str]:
+    sections = [section for section in part.values() if isinstance(section, Mapping)]
+    return {key.partition(".")[0] for section in sections for key in (*section, *(section.get("grid") or {}))}
+
+
+def _training_data(config: Section) -> Iterator[str]:
+    """What becomes of the benchmark's training data before anything is trained on them."""
+    shots = config.get("shots")
+    if isinstance(shots, int):
+        yield f"{_count(shots, 'training sample')} of each class"
+    elif shots:
+        yield f"training samples listed in {shots}"
+    if config.get("transfer"):
+        yield f"training and validation images are those of {_section_text(config['transfer'])}, without labels"
+    if changes := list(_augmentations(config.get("augmentation") or {})):
+        yield f"training images are {', '.join(changes)}, anew each time"
+
+
+def _augmentations(change: Section) -> Iterator[str]:
+    if crop := change.get("crop"):
+        yield f"cropped to {100 * crop[0]:g} to {100 * crop[1]:g} % of their area"
+    if flip := change.get("flip"):
+        yield f"mirrored with probability {flip:g}"
+    if rotation := change.get("rotation"):
+        yield f"turned by up to {rotation:g} degrees"
+    if translation := change.get("translation"):
+        yield f"moved by up to {100 * translation:g} % of their side"
+    for key in ("brightness", "contrast"):
+        if change.get(key):
+            yield f"changed in {key} by up to {100 * change[key]:g} %"
+    if size := change.get("size"):
+        yield f"scaled to {size} x {size} pixels"
+    if mixup := change.get("mixup"):
+        yield f"mixed (mixup, alpha {mixup:g})"
 
 
 def _count(number: int, noun: str) -> str:
