@@ -49,7 +49,8 @@ def _points(rows: Iterable[Row]) -> tuple[tuple[float, Estimate], ...]:
     for row in rows:
         if row["metric"] == "shift_similarity":
             by_shift.setdefault(float(row["group"].removeprefix(_GROUP)), {})[row.get("seed")] = row["value"]
-    return tuple((shift, estimate(values.values())) for shift, values in sorted(by_shift.items()))
+    means = ((shift, estimate(values.values())) for shift, values in sorted(by_shift.items()))
+    return tuple((shift, mean) for shift, mean in means if mean is not None)
 
 
 def _period(rows: Iterable[Row]) -> int | None:
