@@ -5,6 +5,7 @@ from hansfree.methods.at import AT
 from hansfree.methods.attention_distillation import AttentionDistillation
 from hansfree.methods.cat_kd import CATKD
 from hansfree.methods.crd import CRD
+from hansfree.methods.dcwp import DCWP
 from hansfree.methods.dfa import DFA
 from hansfree.methods.dfr import DFR
 from hansfree.methods.dl_dl import DLDL
@@ -57,6 +58,7 @@ METHODS: dict[str, type[Method]] = {
     "dfa": DFA,
     "end": EnD,
     "rebias": ReBias,
+    "dcwp": DCWP,
     "rrr": RRR,
     "isnet": ISNet,
     "gain": GAIN,
@@ -78,6 +80,7 @@ __all__ = [
     "AT",
     "CATKD",
     "CRD",
+    "DCWP",
     "DFA",
     "DFR",
     "DLDL",
