@@ -419,10 +419,17 @@ TABLES = {
     "unknown column 'plaice'; did you mean 'place'": lambda rows: [{**row, "plaice": 1} for row in rows],
     "lacks the column 'y'": lambda rows: without(rows, "y"),
     "line 3 names 0.png again, as line 2 does": lambda rows: changed(rows, 1, img_filename="0.png"),
+    "line 3 names ./0.png again, as line 2 does": lambda rows: changed(rows, 1, img_filename="./0.png"),
+    "line 26 names 0.png again, as line 2 does": lambda rows: changed(rows, 24, img_filename="0.png"),
     "line 4 names gone.png, which is missing": lambda rows: changed(rows, 2, img_filename="gone.png"),
     "line 2 names nowhere.png, which is missing": lambda rows: changed(rows, 0, mask_filename="nowhere.png"),
+    "n.png, which is missing": lambda rows: changed(rows, 0, img_filename=5000 * "n" + ".png"),
+    "line 2 names a\0.png, which is missing": lambda rows: changed(rows, 0, img_filename="a\0.png"),
     "outside of the folder": lambda rows: changed(rows, 0, img_filename="../photos/0.png"),
     "/tmp/x.png, which is outside": lambda rows: changed(rows, 0, clean_filename="/tmp/x.png"),
+    "line 3 has the class '-1'; known: numbers from 0 to 99999": lambda rows: changed(rows, 1, y=-1),
+    "line 2 has the class '4000000000'; known": lambda rows: changed(rows, 0, y=4_000_000_000),
+    "line 2 has the place '9999999'; known": lambda rows: changed(rows, 0, place=9_999_999),
     "line 2 has no y": lambda rows: changed(rows, 0, y=""),
     "line 2 has the split '7'": lambda rows: changed(rows, 0, split=7),
     "line 2 has no place": lambda rows: changed(rows, 0, place=""),
@@ -476,7 +483,12 @@ def animation(path):
     frames[0].save(path, "PNG", save_all=True, append_images=frames[1:])
 
 
+def floats(path):
+    Image.fromarray(np.full((8, 8), 0.5, np.float32)).save(path, "TIFF")
+
+
 BAD = {
+    "holds floating-point values": floats,
     "damaged or cut short": lambda path: path.write_bytes(path.read_bytes()[:120]),
     "not an image of a known format": lambda path: path.write_text("a letter"),
     "is an animation of 3 pictures": animation,

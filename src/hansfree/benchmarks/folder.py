@@ -53,6 +53,9 @@ SPLITS = ("train", "valid", "valid_ood", "iid", "ood", "shift")
 NUMBERED = {"0": "train", "1": "valid", "2": "test"}
 FOLDERS = {**{name: name for name in SPLITS}, "val": "valid", "validation": "valid", "test": "iid"}
 
+MOST_NAMES = 100_000
+"""Classes or places: a larger number is something else, an image's number say."""
+
 
 @final
 @dataclass(frozen=True)
@@ -154,7 +157,7 @@ def _table_rows(root: Path, problems: list[str]) -> Iterator[Row]:
         row = _row(root, where, told, problems)
         if row is None:
             continue
-        if (first := seen.setdefault(told["img_filename"], number)) != number:
+        if (first := seen.setdefault(str(row.image), number)) != number:  # a path: ./a.png is a.png
             problems.append(f"{where} names {told['img_filename']} again, as line {first} does; leave one out.")
         yield row
 
@@ -200,7 +203,7 @@ def _row(root: Path, where: str, told: dict[str, str], problems: list[str]) -> R
         if pure.is_absolute() or ".." in pure.parts:
             problems.append(f"{where} names {file}, which is outside of the folder; name files below {root}.")
             return None
-        if not (root / file).is_file():
+        if not _is_file(root / file):
             problems.append(f"{where} names {file}, which is missing; put it there or leave the line out.")
             return None
     return Row(
@@ -213,6 +216,13 @@ def _row(root: Path, where: str, told: dict[str, str], problems: list[str]) -> R
         root / clean if clean else None,
         told.get("tier", ""),
     )
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long, say
+        return False
 
 
 def _tree_rows(root: Path) -> Iterator[Row]:
@@ -233,22 +243,29 @@ def _numbered(
     values: list[str], names: Sequence[str] | None, what: str, rows: list[Row], problems: list[str]
 ) -> tuple[tuple[str, ...], list[int]]:
     """Names, and the number of each value: its place among the names, or the number that it is itself."""
-    are_numbers = all(value.isdecimal() for value in values)
-    if names is None:
-        if are_numbers and values:
-            names = [str(number) for number in range(max(map(int, values)) + 1)]
-        else:
-            names = sorted(set(values) - {""})
+    are_numbers = bool(values) and all(value.removeprefix("-").isdecimal() for value in values)
+    known = f"numbers from 0 to {MOST_NAMES - 1}, or names"
+    if names is not None or not are_numbers:
+        names = sorted(set(values) - {""}) if names is None else names
+        known = ", ".join(map(str, names))
+    else:
+        names = [str(number) for number in range(max(map(_whole, values)) + 1)]
     by_name = {str(name): number for number, name in enumerate(names)}
     numbers: list[int] = []
     for row, value in zip(rows, values):
-        number = int(value) if are_numbers else by_name.get(value, -1)
+        number = _whole(value) if are_numbers else by_name.get(value, -1)
         if not 0 <= number < len(names):
             told = f"the {what} {value!r}" if value else f"no {what}"
-            problems.append(f"{row.source} has {told}; known: {', '.join(map(str, names))}.")
+            problems.append(f"{row.source} has {told}; known: {known}.")
             return tuple(map(str, names)), []
         numbers.append(number)
     return tuple(map(str, names)), numbers
+
+
+def _whole(value: str) -> int:
+    """The number that ``value`` writes, or -1 for one so large that it was never meant to count anything."""
+    digits = value.lstrip("0")
+    return int(digits or 0) if len(digits) < len(str(MOST_NAMES)) else -1
 
 
 def _fallen(rows: list[Row]) -> list[Row]:

@@ -17,8 +17,8 @@ Mode = Literal["L", "RGB", "RGBA"]
 def read_image(path: Path, mode: Mode = "RGB") -> Image.Image:
     """The image in ``path``, turned as its camera says, in ``mode``: 16 bits become 8, CMYK and grey become colours.
 
-    Raises ``UserError`` for a file that is missing, damaged, cut short, no image, an animation, or so large that it
-    might be meant to fill the memory.
+    Raises ``UserError`` for a file that is missing, damaged, cut short, no image, an animation, one of floating-point
+    values, or so large that it might be meant to fill the memory.
     """
     with _opened(path) as file:
         return eight_bits(ImageOps.exif_transpose(file)).convert(mode)
@@ -39,6 +39,8 @@ def _opened(path: Path) -> Iterator[Image.Image]:
             with Image.open(path) as file:
                 if (frames := getattr(file, "n_frames", 1)) > 1:
                     raise UserError(f"{path} is an animation of {frames} pictures; save one of them alone.")
+                if file.mode == "F":
+                    raise UserError(f"{path} holds floating-point values, of which none is white; save it with 8 bits.")
                 yield file
     except UserError:
         raise
