@@ -101,6 +101,10 @@ def suite_command(
     config: Config,
     settings: Settings = None,
     out_folder: Out = None,
+    only: Annotated[
+        str | None,
+        typer.Option("--only", help="Variants to run now, such as erm,lrp, or conditions.", show_default="all"),
+    ] = None,
     jobs: Annotated[int | None, typer.Option("--jobs", min=1, help="Cells at a time.", show_default="cores")] = None,
     on: Annotated[Literal["local", "ray"], typer.Option("--on", help="Local processes, or a Ray cluster.")] = "local",
     dry_run: DryRun = False,
@@ -109,7 +113,7 @@ def suite_command(
 ) -> None:
     """Run methods x seeds and compare them; run it again to go on after an interruption."""
     from hansfree.config import apply_overrides
-    from hansfree.plan import read_suite
+    from hansfree.plan import read_suite, selected
     from hansfree.report.results import parts_of, shown_variants
     from hansfree.report.spelling import to_rich
     from hansfree.report.tables import method_table
@@ -121,16 +125,18 @@ def suite_command(
         raise UserError(f"{config} describes a single run (it has no variants); use `hansfree run {config}`.")
     suite = read_suite(section)
     folder = out_folder or Path("runs") / suite.name
+    names = [] if only is None else [name.strip() for name in only.split(",")]
     if dry_run:
+        wanted = {one.name for one in selected(suite, names)}
         cells = cells_of(suite, SuiteFolder(folder))
         not_given = check_variants(cells)
-        for cell in cells:
+        for cell in [cell for cell in cells if cell.variant in wanted]:
             told = f"N/A: {not_given[cell.variant]}" if cell.variant in not_given else cell.config.method["name"]
             out.print(f"{cell.label}: {told}", highlight=False, markup=False, soft_wrap=True)
         out.print(f"{len(suite.seeds)} seeds; nothing was trained. Results would go to {folder}.", soft_wrap=True)
         return
     with _progress(f"what is done is kept in {folder}, and the same command goes on from there.") as bars:
-        run_suite(suite, folder, jobs=jobs, on=on, device=device, watch=bars.cells)
+        run_suite(suite, folder, only=names, jobs=jobs, on=on, device=device, watch=bars.cells)
     results = read_results(folder / "results.json")
     for title, part in parts_of(results):
         if title:
@@ -140,6 +146,8 @@ def suite_command(
     failed = [cell for cell in results["cells"] if cell["status"] not in ("done", "n/a")]
     for cell in failed:
         err.print(f"{cell['variant']}, seed {cell['seed']}, {cell['status']}: {cell['error']}", markup=False)
+    if results["suite"]["not_run"]:
+        out.print("The same command without --only runs what is missing.")
     out.print(f"Tables: {folder}/table.md, table.csv, table.tex", soft_wrap=True)
     out.print(f"Report: {folder / 'report.html'}", soft_wrap=True)
     if failed:

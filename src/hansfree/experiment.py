@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from hansfree.checkpoints import Keeper, read_checkpoint
-from hansfree.config import parse
+from hansfree.config import Section, parse
 from hansfree.core import TEST_SPLITS, Benchmark, Classifier, Method, Teacher
 from hansfree.errors import DivergenceError, NotGivenError, UserError, unknown
 from hansfree.evaluation import LOCALISING, Rule, Selection, heatmaps, judge, pareto_front
@@ -32,6 +32,7 @@ from hansfree.parts import (
     make_method,
     make_model,
     make_stored_data,
+    named_benchmark,
     needs_of,
     selection_rule,
     spelled,
@@ -429,9 +430,11 @@ def reevaluate(folder: RunFolder, *, device: str | None = None) -> dict[str, Any
     return results
 
 
-def check(config: RunConfig, device: torch.device | str = "cpu") -> dict[str, Any]:
+def check(
+    config: RunConfig, device: torch.device | str = "cpu", read: Callable[[Section], Benchmark] = named_benchmark
+) -> dict[str, Any]:
     """Build everything that ``config`` names, train nothing, and say what would be done. Raises as :func:`built`."""
-    benchmark, method = built(config, device)
+    benchmark, method = built(config, device, read)
     split = benchmark.split("train")
     per_epoch = max(1, len(split) // min(config.training.batch_size, len(split)))
     return {
@@ -444,17 +447,20 @@ def check(config: RunConfig, device: torch.device | str = "cpu") -> dict[str, An
     }
 
 
-def built(config: RunConfig, device: torch.device | str = "cpu") -> tuple[Benchmark, Method]:
+def built(
+    config: RunConfig, device: torch.device | str = "cpu", read: Callable[[Section], Benchmark] = named_benchmark
+) -> tuple[Benchmark, Method]:
     """Everything that ``config`` names, tried out on two samples; a teacher that must be trained is an untrained one.
 
-    Mistakes show here, before a teacher is trained for an hour. Raises ``UserError``, and ``NotGivenError`` where
-    the data or the networks do not give what the method needs.
+    ``read`` gives the benchmark of a section, as in :func:`hansfree.parts.make_benchmark`. Mistakes show here, before
+    a teacher is trained for an hour. Raises ``UserError``, and ``NotGivenError`` where the data or the networks do not
+    give what the method needs.
     """
-    benchmark = make_benchmark(config)
+    benchmark = make_benchmark(config, read)
     teacher = None
     if config.teacher is not None:
         ready = _ready_model(config.teacher, benchmark)
-        untrained = None if config.teacher.train is None else built(teacher_config(config), device)[1].student
+        untrained = None if config.teacher.train is None else built(teacher_config(config), device, read)[1].student
         if config.teacher.store is not None:
             teacher = stored_teacher(config, ready)
         elif (model := ready or untrained) is not None:

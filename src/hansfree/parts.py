@@ -1,6 +1,6 @@
 """The parts of a run, built from its config: benchmark, model, explainer, method."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 import torch
@@ -149,10 +149,18 @@ def _own(section: Mapping[str, Any], kind: str) -> dict[str, Any]:
     return own if inside is None else own | _own(inside, kind)
 
 
-def make_benchmark(config: RunConfig) -> Benchmark:
-    """The benchmark that the config describes, with the training data that it asks for."""
-    benchmark: Benchmark = named(BENCHMARKS, config.benchmark, "benchmark")
-    images = benchmark if config.transfer is None else named(BENCHMARKS, config.transfer, "benchmark")
+def named_benchmark(section: Section) -> Benchmark:
+    """The benchmark that a section names, as it stands."""
+    return named(BENCHMARKS, section, "benchmark")
+
+
+def make_benchmark(config: RunConfig, read: Callable[[Section], Benchmark] = named_benchmark) -> Benchmark:
+    """The benchmark that the config describes, with the training data that it asks for.
+
+    ``read`` gives what a section names; one that remembers saves time where many runs have the same data.
+    """
+    benchmark = read(config.benchmark)
+    images = benchmark if config.transfer is None else read(config.transfer)
     if config.shots is not None:
         seed = config.seed if config.shots_seed is None else config.shots_seed
         images = few_shots(images, config.shots, seed)

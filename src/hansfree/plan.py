@@ -101,6 +101,23 @@ def plan(suite: SuiteConfig) -> list[Planned]:
     ]
 
 
+def selected(suite: SuiteConfig, names: Collection[str]) -> list[Planned]:
+    """What is planned of the variants, and under the conditions, in ``names``; of a kind that is not named, of all.
+
+    A variant stands for every setting of its grid. Raises ``UserError`` for an unknown name, and where nothing is left.
+    """
+    known = {**suite.variants, **suite.conditions}
+    for name in names:
+        if name not in known:
+            raise UserError(f"--only: the suite has no variant or condition {name!r}; {nearest(name, known)}")
+    variants = suite.variants.keys() & names or suite.variants.keys()
+    conditions = suite.conditions.keys() & names or {*suite.conditions, None}
+    found = [one for one in plan(suite) if one.family in variants and one.condition in conditions]
+    if not found:
+        raise UserError(f"--only: the suite runs none of {', '.join(names)} together; see the variants' conditions.")
+    return found
+
+
 def _conditions(suite: SuiteConfig, name: str) -> Collection[str | None]:
     every = list(suite.conditions) or [None]
     chosen = suite.variants[name].get("conditions", every)

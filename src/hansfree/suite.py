@@ -1,16 +1,17 @@
 """Methods x seeds from one config: the teacher once, the cells in parallel, one table at the end.
 
-A cell that fails does not stop the others; a suite that was interrupted goes on where it stopped and skips what
-is done. Cells run in local processes or as tasks of a Ray cluster.
+A cell that fails does not stop the others; a suite that was interrupted, or run in parts, goes on where it stopped
+and skips what is done. Cells run in local processes or as tasks of a Ray cluster.
 """
 
+import json
 import logging
 import os
 import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing import connection, get_context
@@ -20,19 +21,20 @@ from typing import Any, Literal
 import torch
 
 from hansfree.config import Section, merge, parse
-from hansfree.errors import RunError, UserError
+from hansfree.core import Benchmark
+from hansfree.errors import NotGivenError, RunError, UserError
 from hansfree.experiment import check, run
 from hansfree.freezing import Request, make_store
 from hansfree.parts import (
     FreezeConfig,
-    NotGivenError,
     RunConfig,
     TeacherConfig,
     make_explainer,
+    named_benchmark,
     needs_of,
     teacher_config,
 )
-from hansfree.plan import Planned, SuiteConfig, chosen_of, curves, grids, plan, reference_under
+from hansfree.plan import Planned, SuiteConfig, chosen_of, curves, families, grids, plan, reference_under, selected
 from hansfree.report import build_report
 from hansfree.runs import RunFolder, SuiteFolder, read_results, write_json
 
@@ -95,6 +97,7 @@ def run_suite(
     suite: SuiteConfig,
     out: Path,
     *,
+    only: Collection[str] = (),
     jobs: int | None = None,
     on: Literal["local", "ray"] = "local",
     device: str | None = None,
@@ -102,28 +105,35 @@ def run_suite(
 ) -> SuiteFolder:
     """Run what is not done yet, gather results.json, write the tables and the report.
 
+    ``only``: run what these variants and conditions name (see :func:`hansfree.plan.selected`), for now; the tables show
+    what the folder holds and say what is missing, and a later call without it runs the rest.
     Where only some seeds tune, they run first, with all settings of every grid, and the others run what was chosen.
     Raises ``UserError`` for mistakes in any variant, before anything is trained. A variant whose benchmark does not
     give what its method needs is no mistake: it is left out, and the tables say why.
     """
+    wanted = {one.name for one in selected(suite, only)}
     cells = cells_of(suite, SuiteFolder(out))
     not_given = check_variants(cells)
     folder = SuiteFolder.create(out, suite.model_dump(), resume=True)
-    able = train_teachers([c for c in cells if c.variant not in not_given], folder, device=device, watch=watch)
-    make_stores(able, device=device, watch=watch)
-    jobs = jobs or default_jobs(len(able))
+    able = place_teachers([cell for cell in cells if cell.variant not in not_given], folder)
+    asked = [cell for cell in able if cell.variant in wanted]
+    train_teachers(asked, device=device, watch=watch)
+    make_stores(able, asked, device=device, watch=watch)
     ready = {cell.label: cell for cell in able}
     cells = [ready.get(cell.label, cell) for cell in cells]
     outcomes: dict[str, Outcome] = {
         cell.label: ("n/a", not_given[cell.variant]) for cell in cells if cell.variant in not_given
     }
+    outcomes |= {c.label: ("done", None) for c in able if c.variant not in wanted and c.folder.is_done()}
     run_cells = {"local": run_locally, "ray": run_on_ray}[on]
+    jobs = jobs or default_jobs(len(asked))
+    to_run = {cell.label for cell in asked}
     first = [cell for cell in cells if not cell.planned.setting or cell.seed in suite.tuned_on]
-    outcomes |= run_cells([cell for cell in first if cell.label not in outcomes], jobs, device, watch)
+    outcomes |= run_cells([cell for cell in first if cell.label in to_run], jobs, device, watch)
     if suite.tuning_seeds is not None:
         chosen = set(chosen_of(gather(suite, first, outcomes, folder)["suite"]["grids"]).values())
         shown = [cell for cell in cells if cell in first or cell.variant in chosen]
-        outcomes |= run_cells([cell for cell in shown if cell.variant not in not_given], jobs, device, watch)
+        outcomes |= run_cells([cell for cell in shown if cell.label in to_run], jobs, device, watch)
         cells = shown
     write_json(folder.results, gather(suite, cells, outcomes, folder))
     build_report(folder.path)
@@ -135,6 +145,7 @@ def check_variants(cells: list[Cell]) -> dict[str, str]:
 
     Returns, for each variant that needs what its benchmark does not give, the reason.
     """
+    read = _remembered(named_benchmark)
     built: dict[str, str | None] = {}
     not_given: dict[str, str] = {}
     for variant, cell in {cell.variant: cell for cell in cells}.items():
@@ -143,8 +154,8 @@ def check_variants(cells: list[Cell]) -> dict[str, str]:
             cell.config.training.total_steps(1)
             if parts not in built:
                 if cell.teacher is not None:
-                    check(cell.teacher)  # what it lacks is no N/A of its student
-                built[parts] = _not_given(cell.config)
+                    check(cell.teacher, read=read)  # what it lacks is no N/A of its student
+                built[parts] = _not_given(cell.config, read)
         except UserError as error:
             raise UserError(f"Variant {variant!r}: {error}") from error
         if (reason := built[parts]) is not None:
@@ -152,50 +163,74 @@ def check_variants(cells: list[Cell]) -> dict[str, str]:
     return not_given
 
 
-def _not_given(config: RunConfig) -> str | None:
+def _not_given(config: RunConfig, read: Callable[[Section], Benchmark]) -> str | None:
     try:
-        check(config)
+        check(config, read=read)
     except NotGivenError as error:
         return error.reason
     return None
 
 
-def train_teachers(cells: list[Cell], folder: SuiteFolder, *, device: str | None, watch: Watch) -> list[Cell]:
-    """Train each distinct teacher once, and give its cells the exported model in place of the recipe."""
+def _remembered(read: Callable[[Section], Benchmark]) -> Callable[[Section], Benchmark]:
+    """``read`` that makes the benchmark of each section once; they all stay in memory as long as it does."""
+    made: dict[str, Benchmark] = {}
+
+    def once(section: Section) -> Benchmark:
+        key = json.dumps(section, sort_keys=True, default=repr)
+        if key not in made:
+            made[key] = read(section)
+        return made[key]
+
+    return once
+
+
+def place_teachers(cells: list[Cell], folder: SuiteFolder) -> list[Cell]:
+    """The cells with the model that each teacher's run will export in place of its recipe; one run a recipe."""
     places: dict[str, Path] = {}
-    trained = []
+    placed = []
     for cell in cells:
         source = cell.config.teacher
         if source is None or cell.teacher is None:
-            trained.append(cell)
+            placed.append(cell)
             continue
         key = cell.teacher.model_dump_json()
         if key not in places:
             places[key] = _teacher_place(cell, source, folder, places.values())
-            run(
-                cell.teacher,
-                places[key],
-                resume=True,
-                device=device,
-                report=False,
-                on_step=lambda what, step, steps: watch("teacher", 0, len(cells), {what: (step, steps)}),
-            )
         update: dict[str, Any] = {"train": None, "freeze": None, "path": str(RunFolder(places[key]).exported)}
         if source.freeze is not None:
             update["store"] = str(places[key] / "store")
-        trained.append(
-            replace(
-                cell,
-                config=cell.config.model_copy(update={"teacher": source.model_copy(update=update)}),
-                freeze=source.freeze,
-            )
+        config = cell.config.model_copy(update={"teacher": source.model_copy(update=update)})
+        placed.append(replace(cell, config=config, freeze=source.freeze))
+    return placed
+
+
+def train_teachers(cells: list[Cell], *, device: str | None, watch: Watch) -> None:
+    """Train the teachers of cells that :func:`place_teachers` gave, each once; what is done already stays."""
+    recipes = {_teacher_folder(cell): cell.teacher for cell in cells if cell.teacher is not None}
+    for place, recipe in recipes.items():
+        run(
+            recipe,
+            place,
+            resume=True,
+            device=device,
+            report=False,
+            on_step=lambda what, step, steps: watch("teacher", 0, len(cells), {what: (step, steps)}),
         )
-    return trained
 
 
-def make_stores(cells: list[Cell], *, device: str | None, watch: Watch) -> None:
-    """Ask each teacher that is to be asked once, in the first of its cells; what is done already stays."""
-    for cell in {_store(cell): cell for cell in reversed(cells) if cell.freeze is not None}.values():
+def _teacher_folder(cell: Cell) -> Path:
+    """Where the run of a placed cell's teacher is."""
+    assert cell.config.teacher is not None and cell.config.teacher.path is not None
+    return Path(cell.config.teacher.path).parent
+
+
+def make_stores(cells: list[Cell], asked: list[Cell], *, device: str | None, watch: Watch) -> None:
+    """Ask each teacher that is to be asked once, for the cells ``asked``; what is done already stays.
+
+    The first of all ``cells`` that read a store says what is in it, whichever of them are run now.
+    """
+    writers = {_store(cell): cell for cell in reversed(cells) if cell.freeze is not None}
+    for cell in [writers[store] for store in dict.fromkeys(map(_store, asked)) if store in writers]:
         assert cell.freeze is not None
         explainers = (make_explainer(section) for section in cell.freeze.explainers)
         request = Request(
@@ -209,7 +244,7 @@ def make_stores(cells: list[Cell], *, device: str | None, watch: Watch) -> None:
             request,
             Path(_store(cell)),
             device=device,
-            watch=lambda what, done, total: watch("teacher", 0, len(cells), {f"store: {what}": (done, total)}),
+            watch=lambda what, done, total: watch("teacher", 0, len(asked), {f"store: {what}": (done, total)}),
         )
 
 
@@ -386,12 +421,18 @@ def run_on_ray(cells: list[Cell], jobs: int, device: str | None, watch: Watch) -
 def gather(
     suite: SuiteConfig, cells: list[Cell], outcomes: Mapping[str, Outcome], folder: SuiteFolder
 ) -> dict[str, Any]:
-    """What results.json holds: the rows of every finished cell, each teacher's once, and what was chosen."""
+    """What results.json holds: the rows of every finished cell, each teacher's once, what was chosen, what is missing.
+
+    A cell without an outcome was not run yet.
+    """
     rows: list[dict[str, Any]] = []
     described: list[dict[str, Any]] = []
     taught: set[tuple[Any, ...]] = set()
     first: dict[str, Any] = {}
+    missing = [cell for cell in cells if cell.label not in outcomes]
     for cell in cells:
+        if cell.label not in outcomes:
+            continue
         status, error = outcomes[cell.label]
         about = {"condition": cell.planned.condition, "family": cell.planned.family}
         if status != "done":
@@ -420,7 +461,8 @@ def gather(
             "title": suite.title,
             "description": suite.description,
             "seeds": list(suite.seeds),
-            **_choices(suite, rows, described),
+            **_choices(suite, rows, described, missing),
+            "not_run": _not_run(suite, described, missing),
         },
     }
 
@@ -429,16 +471,37 @@ def _place(row: Mapping[str, Any]) -> tuple[Any, ...]:
     return tuple(row.get(key) for key in ("split", "tier", "group", "metric", "measured_with"))
 
 
-def _choices(suite: SuiteConfig, rows: list[dict[str, Any]], cells: list[dict[str, Any]]) -> dict[str, Any]:
-    """The grids with what was chosen, and what each condition's variants are compared with."""
+def _not_run(suite: SuiteConfig, cells: list[dict[str, Any]], missing: list[Cell]) -> list[dict[str, Any]]:
+    """Each variant under each condition of which cells are missing, and whether only some of them are."""
+    begun = {(cell["condition"], cell["family"]) for cell in cells}
+    return [
+        {
+            "condition": condition,
+            "title": suite.variants[name].get("title", name),
+            "in_part": (condition, name) in begun,
+        }
+        for condition, name in families(cell.planned for cell in missing)
+    ]
+
+
+def _choices(
+    suite: SuiteConfig, rows: list[dict[str, Any]], cells: list[dict[str, Any]], missing: list[Cell]
+) -> dict[str, Any]:
+    """The grids with what was chosen, and what each condition's variants are compared with.
+
+    Of a grid of which a tuning seed is ``missing`` nothing is chosen yet.
+    """
     able = {cell["variant"]: cell for cell in cells if cell["status"] != "n/a"}
     planned = plan(suite)
-    possible = [one for one in planned if one.name in able]
+    early = families(cell.planned for cell in missing if cell.planned.setting and cell.seed in suite.tuned_on)
+    possible = [one for one in planned if one.name in able and (one.condition, one.family) not in early]
     rules = {name: cell["selection"] for name, cell in able.items() if cell["selection"]}
     teachers = {name: cell["teacher"] for name, cell in able.items() if cell.get("teacher")}
     found = list(grids(suite, possible, rows, rules, teachers))
+    absent = {cell.variant for cell in missing} - able.keys()
+    absent |= {one.name for one in planned if (one.condition, one.family) in early}
     references = {
-        condition: reference_under(suite, planned, condition, chosen_of(found))
+        condition: None if (named := reference_under(suite, planned, condition, chosen_of(found))) in absent else named
         for condition in suite.conditions or [None]
     }
     return {

@@ -80,6 +80,18 @@ def test_a_suite_and_a_run_are_not_mistaken_for_each_other(hansfree, config):
     assert "hansfree suite" in sentence(err)
 
 
+def test_only_names_what_the_suite_has(hansfree, config, tmp_path):
+    suite = config(seeds=[0], variants={"erm": {}, "smooth": {"method": {"name": "label-smoothing"}}})
+    code, _, err = hansfree("suite", suite, "--only", "erm,smoth", "--out", tmp_path / "suite")
+    assert code == 2
+    assert "did you mean 'smooth'?" in sentence(err)
+    assert not (tmp_path / "suite").exists()
+    code, out, _ = hansfree("suite", suite, "--only", "smooth", "--dry-run")
+    assert code == 0
+    assert "smooth, seed 0: label-smoothing" in out
+    assert "erm, seed 0" not in out
+
+
 def test_a_folder_that_holds_another_run_is_left_alone(hansfree, config, finished):
     before = (finished / "results.json").read_bytes()
     for extra in ([], ["training.epochs=1", "--resume"]):

@@ -12,9 +12,13 @@ import pytest
 import yaml
 
 from hansfree.errors import UserError
-from hansfree.plan import curves, grids, plan, read_suite
-from hansfree.runs import SuiteFolder, read_results, write_json
-from hansfree.suite import cells_of, gather, run_suite
+from hansfree.parts import named_benchmark
+from hansfree.plan import curves, grids, plan, read_suite, selected
+from hansfree.report import build_report
+from hansfree.report.results import parts_of
+from hansfree.report.tables import method_table
+from hansfree.runs import SuiteFolder, read_results, write_json, write_text
+from hansfree.suite import cells_of, check_variants, gather, place_teachers, run_cell, run_suite
 
 
 def small(**changes):
@@ -68,6 +72,47 @@ def test_running_again_repeats_nothing(done):
 def test_another_suite_in_the_same_folder_is_refused(done):
     with pytest.raises(UserError, match="another run"):
         run_suite(read_suite(small(seeds=[5])), done.path)
+
+
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """Cells without worker processes, whose start takes longer than the cells."""
+
+    def run_here(cells, jobs, device, watch):
+        return {cell.label: run_cell(cell.config.model_dump(), str(cell.folder.path), device) for cell in cells}
+
+    monkeypatch.setattr("hansfree.suite.run_locally", run_here)
+
+
+def test_a_suite_in_parts_says_what_is_missing_and_ends_as_one_run_at_once(in_this_process, tmp_path):
+    variants = {"erm": {"method": {"name": "erm"}}, "smooth": {"method": {"name": "label-smoothing"}}}
+    suite = read_suite(small(seeds=[0], variants=variants, teacher=None))
+    at_once = read_results(run_suite(suite, tmp_path / "whole").results)
+    folder = run_suite(suite, tmp_path / "parts", only=["smooth"])
+    part = read_results(folder.results)
+    assert {(cell["variant"], cell["status"]) for cell in part["cells"]} == {("smooth", "done")}
+    assert part["suite"]["reference"] is None, "nothing can be compared with what was not run"
+    assert method_table(part).notes[0] == "Not run yet: erm."
+    assert "Not run yet: erm." in folder.report.read_text()
+    assert "Not run yet: erm." in folder.table("md").read_text()
+    run_suite(suite, folder.path, only=["erm"])
+    assert without_time(read_results(folder.results)) == without_time(at_once), "what was done stays in the tables"
+    assert at_once["suite"]["not_run"] == []
+
+
+def test_teachers_lie_where_the_whole_suite_has_them(in_this_process, tmp_path):
+    variants = {
+        "first": {"method": {"name": "output-distillation"}},
+        "second": {"method": {"name": "output-distillation"}, "teacher.train.training.epochs": 2},
+    }
+    suite = read_suite(small(seeds=[0], variants=variants, reference=None))
+    folder = SuiteFolder(tmp_path / "suite")
+    placed = place_teachers(cells_of(suite, folder), folder)
+    places = [Path(cell.config.teacher.path).parent.name for cell in placed]
+    assert places == ["teacher", "teacher-second"]
+    run_suite(suite, folder.path, only=["second"])
+    assert not folder.teacher.path.exists(), "no teacher is trained before it is needed"
+    assert (folder.path / "teacher-second" / "results.json").exists()
 
 
 def test_one_cell_s_failure_leaves_the_others_alone(tmp_path):
@@ -200,6 +245,77 @@ def test_conditions_change_every_variant_and_have_the_last_word():
     ]
 
 
+def of_parts(**changes):
+    variants = {
+        "erm": {"method": {"name": "erm"}, "title": "ERM", "grid": {"training.lr": [0.1, 0.2]}},
+        "smooth": {"method": {"name": "label-smoothing"}, "conditions": ["long"]},
+    }
+    conditions = {"short": {"title": "Short", "training.epochs": 1}, "long": {"training.epochs": 2}}
+    return three_rates(**{"variants": variants, "conditions": conditions, "reference": "erm"} | changes)
+
+
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [
+        ([], ["erm lr=0.1 @ short", "erm lr=0.2 @ short", "erm lr=0.1 @ long", "erm lr=0.2 @ long", "smooth @ long"]),
+        (["erm"], ["erm lr=0.1 @ short", "erm lr=0.2 @ short", "erm lr=0.1 @ long", "erm lr=0.2 @ long"]),
+        (["long"], ["erm lr=0.1 @ long", "erm lr=0.2 @ long", "smooth @ long"]),
+        (["short", "erm"], ["erm lr=0.1 @ short", "erm lr=0.2 @ short"]),
+        (["smooth", "short", "long"], ["smooth @ long"]),
+    ],
+)
+def test_names_select_whole_grids_and_conditions(names, found):
+    assert [one.name for one in selected(of_parts(), names)] == found
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [(["emr"], "did you mean 'erm'"), (["erm", "shirt"], "did you mean 'short'"), (["smooth", "short"], "none of")],
+)
+def test_names_that_select_nothing_are_refused_before_anything_is_made(tmp_path, names, said):
+    with pytest.raises(UserError, match=said):
+        run_suite(of_parts(), tmp_path / "suite", only=names)
+    assert not (tmp_path / "suite").exists()
+
+
+def gathered_in_part(folder, suite, ran):
+    cells = cells_of(suite, folder)
+    outcomes = {cell.label: ("done", None) for cell in cells if (cell.variant, cell.seed) in ran}
+    for cell in cells:
+        told = {"variant": cell.variant, "title": None, "seed": cell.seed, "status": "done", "selection": "last"}
+        rows = [
+            {**row(cell.variant, metric, cell.config.training.lr, "valid", cell.seed), "model": "student"}
+            for metric in ("loss", "acc")
+        ]
+        results = {"schema": 1, "rows": rows, "cells": [{**told, "method": "erm", "needs": [], "steps": 1, "time": {}}]}
+        write_json(cell.folder.results, results)
+    return gather(suite, cells, outcomes, folder)
+
+
+def test_nothing_is_chosen_from_a_grid_of_which_a_part_is_missing(tmp_path):
+    suite, folder = of_parts(tuning_seeds=[0], seeds=[0, 1]), SuiteFolder(tmp_path)
+    short = {("erm lr=0.1 @ short", 0), ("erm lr=0.2 @ short", 0)}
+    results = gathered_in_part(folder, suite, short | {("erm lr=0.1 @ long", 0), ("erm lr=0.1 @ long", 1)})
+    (grid,) = results["suite"]["grids"]
+    assert [s["chosen"] for s in grid["settings"]] == [True, False]
+    assert [c["reference"] for c in results["suite"]["conditions"]] == ["erm lr=0.1 @ short", None]
+    tables = [method_table(part) for _, part in parts_of(results)]
+    assert [table.notes[0] for table in tables] == [
+        "Not run yet: ERM (in part).",
+        "Not run yet: ERM (in part), smooth.",
+    ]
+
+
+def test_a_condition_of_which_nothing_was_run_has_an_empty_table(tmp_path):
+    suite, folder = of_parts(), SuiteFolder(tmp_path)
+    results = gathered_in_part(folder, suite, {("erm lr=0.1 @ short", 0), ("erm lr=0.2 @ short", 0)})
+    write_json(folder.results, results)
+    write_text(folder.config, "{}")
+    build_report(folder.path)
+    assert "Not run yet: ERM, smooth." in folder.table("md").read_text()
+    assert "Not run yet: ERM, smooth." in folder.report.read_text()
+
+
 def test_tuning_seeds_try_every_setting_and_the_others_the_chosen_one(tmp_path):
     variants = {
         "erm": {"method": {"name": "erm"}, "grid": {"training.lr": [0.0001, 0.02]}},
@@ -237,6 +353,18 @@ def test_mistakes_show_before_anything_is_trained(tmp_path, changes, said):
     with pytest.raises(UserError, match=said):
         run_suite(read_suite(small(**changes)), tmp_path / "suite")
     assert not list(tmp_path.glob("suite/runs/*"))
+
+
+def test_each_benchmark_is_read_once_for_all_that_is_checked(monkeypatch, tmp_path):
+    asked = []
+
+    def read(section):
+        asked.append(section.get("colouring"))
+        return named_benchmark(section)
+
+    monkeypatch.setattr("hansfree.suite.named_benchmark", read)
+    assert check_variants(cells_of(read_suite(small()), SuiteFolder(tmp_path))) == {}
+    assert asked == ["random", None], "the teachers' and the students', each for all"
 
 
 def test_ctrl_c_ends_the_workers_and_the_same_command_goes_on(done, tmp_path):
