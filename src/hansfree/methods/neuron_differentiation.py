@@ -20,7 +20,7 @@ Park et al., 2023, https://arxiv.org/abs/2210.05247) masks weights; masks of cha
 ``temperature`` 1 and ``samples`` hard (0 or 1, straight-through) are DCWP's; soft: the relaxed draws themselves.
 ``iou_of`` probabilities: sigmoid(z), which draws no noise; samples: of the drawn masks. ``iou_over`` network: one ratio
 of sums; layers: the mean of the layers' ratios, in which small layers count as much. ``iou_weight`` 1 is the paper's;
-0 lost about 6 points.
+0 lost about 6 points. As a ratio it weighs more the fewer weights there are: among a few hundred it empties layers.
 ``size_of`` masks: the expected number of kept weights; the paper's ``lambda sum |theta_i|`` over a mask may also mean
 weights (their absolute sum) or logits (their signed sum, DCWP's code). At the paper's 1e-8 none of them is felt.
 ``theta`` cross-entropy: as section 4.1 trains it; warm-up: masks over the warmed-up student, as algorithm 1 reads, and
