@@ -51,6 +51,7 @@ NOT_GIVEN = {
     "dogs-with-ties-paper": {},
     "coco-on-places-paper": {"gals": "no vision-language model takes part in this experiment"},
     "waterbirds-100-paper": {},
+    "waterbirds-guided-paper": {},
 }
 """Every config that needs data of one's own and a GPU, and of its variants those that tables call N/A, and why."""
 
@@ -97,6 +98,9 @@ def shortened(request, digits, stanford_dogs, coco_and_places, waterbirds, clip)
     elif section["benchmark"]["name"] == "waterbirds":
         changes += [f"benchmark.root={waterbirds}", f"benchmark.segmentations={waterbirds / 'segmentations'}"]
         changes += ["benchmark.size=64", "teacher.train.model.pretrained=false"]
+        if section["model"]["name"].startswith("bcos/"):
+            changes += ["model.inplanes=4", "teacher.train.model.name=bcos/resnet18", "teacher.train.model.inplanes=4"]
+            changes += ["evaluation.measure.samples=4"]
     else:
         root = digits if section["benchmark"]["source"] == "mnist" else digits / "MNIST" / "raw"
         changes += [f"benchmark.root={root}"]
@@ -180,8 +184,8 @@ def test_the_page_on_the_table_names_every_config_and_what_it_runs_can_be_read(t
     lines = [line for block in re.findall(r"^```bash\n(.*?)^```", text, re.S | re.M) for line in block.splitlines()]
     assert lines
     for line in lines:
-        _, verb, config, *rest = shlex.split(line, comments=True)
-        assert verb == "suite"
+        program, verb, config, *rest = shlex.split(line, comments=True)
+        assert (program, verb) in {("hansfree", "suite"), ("python", "bench/step_cost.py")}
         section = yaml.safe_load((CONFIGS.parent / config).read_text(encoding="utf-8"))
         assert cells_of(
             read_suite(apply_overrides(section, [word for word in rest if "=" in word])), SuiteFolder(tmp_path)
