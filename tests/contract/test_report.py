@@ -1,6 +1,7 @@
 """A report is one self-contained page that says what the files say, whatever the names in them."""
 
 import copy
+import csv
 import re
 import statistics
 from html.parser import HTMLParser
@@ -436,6 +437,20 @@ def test_without_a_shortcut_accuracy_and_agreement_are_shown(tmp_path: Path):
     assert "What the shortcut costs" not in elements.text and "gives the class away" not in elements.text
     told = [svg.get("aria-label", "") for svg in elements.all("svg", "gap-track")]
     assert any(label.startswith("ERM: accuracy 99.0") and "agreement 99.0" in label for label in told)
+
+
+def test_tiers_have_a_table_of_their_own(tmp_path: Path):
+    suite = make_suite(tmp_path / "suite")
+    results = read_json(suite.results)
+    whole = [row for row in results["rows"] if row["metric"] == "acc" and row["group"] is None and row["split"]]
+    for tier, less in (("seen", 0.0), ("unseen", 0.1)):
+        results["rows"] += [{**row, "tier": tier, "value": row["value"] - less} for row in whole]
+    write_json(suite.results, results)
+    assert "Accuracy by tier" in Elements(build_report(suite.path).read_text()).text
+    with suite.table("csv").open(newline="") as file:
+        erm = next(line for line in csv.DictReader(file) if line["variant"] == "erm")
+    assert float(erm["iid_acc_unseen_percent"]) == pytest.approx(float(erm["iid_percent"]) - 10)
+    assert float(erm["shift_acc_seen_percent"]) == pytest.approx(float(erm["shift_percent"]))
 
 
 def test_a_run_folder_has_a_report_too(tmp_path: Path):

@@ -42,7 +42,7 @@ def _spelt_tables(title: str, results: Section) -> tuple[str, str, str]:
     others = [variant for variant in variant_titles(results["cells"]) if variant not in shown]
     table, everything = tables.method_table(results, shown), tables.method_table(results)
     markdown, latex = to_markdown(table), to_latex(tables.paper_form(table))
-    for further in (tables.group_table, tables.agreement_table, tables.ranking_table, tables.localisation_table):
+    for further in tables.FURTHER:
         everything = tables.side_by_side(everything, further(results))
         if (more := further(results, shown)) is not None:
             markdown += f"\n## {more.title}\n\n{to_markdown(more)}"

@@ -188,24 +188,9 @@ class Page:
         return tables.method_table(self.results, self.shown)
 
     @property
-    def table_of_groups(self) -> tables.Table | None:
-        """The same comparison over groups; None where none was measured."""
-        return tables.group_table(self.results, self.shown)
-
-    @property
-    def table_of_agreement(self) -> tables.Table | None:
-        """Agreement with the teacher; None where none was measured."""
-        return tables.agreement_table(self.results, self.shown)
-
-    @property
-    def table_of_rankings(self) -> tables.Table | None:
-        """Mean average precision; None where images have one label each."""
-        return tables.ranking_table(self.results, self.shown)
-
-    @property
-    def table_of_places(self) -> tables.Table | None:
-        """Where explanations are; None where that was not measured."""
-        return tables.localisation_table(self.results, self.shown)
+    def further_tables(self) -> list[tables.Table]:
+        """What was measured beside the headline: groups, tiers, agreement and the like."""
+        return [table for further in tables.FURTHER if (table := further(self.results, self.shown)) is not None]
 
     @property
     def table_of_others(self) -> tables.Table | None:

@@ -131,6 +131,16 @@ def agreement_table(results: Section, variants: Iterable[str] | None = None) -> 
     return _by_split(results, variants, "Agreement with the teacher", "agreement", AGREEMENT_METRICS, _AGREEMENT)
 
 
+def tier_table(results: Section, variants: Iterable[str] | None = None) -> Table | None:
+    """The headline's measure on each tier of each split, such as seen and unseen identities; None without tiers."""
+    own = headline_metric(results["rows"])
+    rows = [row for row in results["rows"] if row["metric"] == own and row.get("tier") and row["group"] is None]
+    tiers = {f"{own}_{row['tier']}": row["tier"] for row in rows}
+    apart = [{**row, "tier": None, "metric": f"{own}_{row['tier']}"} for row in rows]
+    title = f"{HEADLINES[own]} by tier"
+    return _by_split({**results, "rows": apart}, variants, title, "tier", tiers, _TIERS)
+
+
 def ranking_table(results: Section, variants: Iterable[str] | None = None) -> Table | None:
     """Mean average precision on each split; None where images have one label each."""
     return _by_split(results, variants, "Mean average precision", "map", RANKING_METRICS, _RANKING)
@@ -143,6 +153,10 @@ def localisation_table(results: Section, variants: Iterable[str] | None = None) 
     own = {**results, "rows": [{**row, "measured_with": None} for row in rows if row["measured_with"] == explainers[0]]}
     note = f"{_LOCALISATION} Maps are those of {explainers[0]}." if explainers else ""
     return _by_split(own, variants, "Where explanations are", "localisation", LOCALISATION_METRICS, note)
+
+
+FURTHER = (group_table, tier_table, agreement_table, ranking_table, localisation_table)
+"""What is compared beside the headline, in order; each is None where there is nothing to compare."""
 
 
 def _by_split(
@@ -197,6 +211,8 @@ _GROUPS = (
 
 _AGREEMENT = "Agreement is the share of samples for which student and teacher have the same highest logit."
 
+
+_TIERS = "Tiers are parts of a split that the benchmark names, such as individuals that training showed or did not."
 
 _RANKING = "Average precision of the ranking of images by each class's logit, mean over classes."
 
