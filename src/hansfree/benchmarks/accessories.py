@@ -175,14 +175,16 @@ class Accessories(Divided[WornSplit]):
     def record(self) -> dict[str, Any]:
         """Options, the animals and scenes of each part, and per split its size, groups and a fingerprint."""
         return {
-            "name": self.name,
-            "options": self._options,
-            "classes": list(self.classes),
-            "biases": list(self.biases),
+            **super().record(),
             "animals": {part: [names(own[part]) for own in self._animals] for part in PARTS},
             "scenes": {part: names(self._scenes[part]) for part in PARTS},
-            "splits": {name: _described(split) for name, split in self._splits.items()},
         }
+
+    def _described(self, split: WornSplit) -> dict[str, Any]:
+        aligned = int((split.bias == split.label).sum())
+        told = {} if split.hats is None else {"aligned": aligned, "conflicting": len(split) - aligned}
+        layers = [views for views in (split.objects, split.scenes, split.hats) if views is not None]
+        return {"size": len(split), **told, "sha256": [views.fingerprint() for views in layers]}
 
     def _make_splits(self, counts: dict[str, int]) -> dict[str, WornSplit]:
         train, valid, test = (
@@ -226,10 +228,3 @@ class Accessories(Divided[WornSplit]):
 
     def _stream(self, purpose: str) -> torch.Generator:
         return generator_for(self._seed, purpose)
-
-
-def _described(split: WornSplit) -> dict[str, Any]:
-    aligned = int((split.bias == split.label).sum())
-    told = {} if split.hats is None else {"aligned": aligned, "conflicting": len(split) - aligned}
-    layers = [views for views in (split.objects, split.scenes, split.hats) if views is not None]
-    return {"size": len(split), **told, "sha256": [views.fingerprint() for views in layers]}

@@ -390,16 +390,6 @@ class CocoOnPlaces(Divided[PlacedSplit]):
             **counts, "ground": ground, "scene_seed": scene_seed,
         }  # fmt: skip
 
-    def record(self) -> dict[str, Any]:
-        """Options, and per split its size, how many samples are aligned, and a fingerprint of objects and scenes."""
-        return {
-            "name": self.name,
-            "options": self._options,
-            "classes": list(self.classes),
-            "biases": list(self.biases),
-            "splits": {name: self._described(split) for name, split in self._splits.items()},
-        }
-
     def _split(self, name: str, samples: Sequence[Sample]) -> PlacedSplit:
         count = len(samples)
         ground: Ground = self._ground if name in ("train", "valid") else "biased"

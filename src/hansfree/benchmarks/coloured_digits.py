@@ -347,10 +347,8 @@ class ColouredDigits(Divided[ColouredSplit]):
             for name, split in self._splits.items()
         }
         return {
-            "name": self.name,
-            "options": self._options,
+            **super().record(),
             "origin": self._digits.origin,
-            "classes": list(self.classes),
             "palettes": {
                 name: [[round(c, 4) for c in rgb] for rgb in p.tolist()] for name, p in self._palettes.items()
             },

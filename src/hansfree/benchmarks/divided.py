@@ -2,7 +2,7 @@
 
 from abc import ABC
 from collections.abc import Mapping
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from hansfree.core import Benchmark, Split
 from hansfree.errors import unknown
@@ -11,9 +11,10 @@ OneSplit = TypeVar("OneSplit", bound=Split)
 
 
 class Divided(Benchmark, ABC, Generic[OneSplit]):
-    """A benchmark whose constructor makes ``_splits``."""
+    """A benchmark whose constructor makes ``_splits`` and keeps its ``_options``."""
 
     _splits: Mapping[str, OneSplit]
+    _options: Mapping[str, Any]
 
     def split(self, name: str) -> OneSplit:
         """The split of that name. Raises ``UserError`` for one that there is not."""
@@ -24,3 +25,12 @@ class Divided(Benchmark, ABC, Generic[OneSplit]):
     def split_names(self) -> tuple[str, ...]:
         """The splits that were made."""
         return tuple(self._splits)
+
+    def record(self) -> dict[str, Any]:
+        """Options, names, and per split its size and whatever tells it apart: groups, fingerprints."""
+        biases = {"biases": list(self.biases)} if self.biases else {}
+        splits = {name: self._described(split) for name, split in self._splits.items()}
+        return {"name": self.name, "options": self._options, "classes": list(self.classes), **biases, "splits": splits}
+
+    def _described(self, split: OneSplit) -> dict[str, Any]:
+        return {"size": len(split)}

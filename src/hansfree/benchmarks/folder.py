@@ -479,15 +479,8 @@ class Folder(Divided[FolderSplit]):
             "split_seed": split_seed, "cache": cache,
         }  # fmt: skip
 
-    def record(self) -> dict[str, Any]:
-        """Options, names, and per split its size, its groups and a fingerprint of names, labels and sizes in bytes."""
-        return {
-            "name": self.name,
-            "options": self._options,
-            "classes": list(self.classes),
-            "biases": list(self.biases),
-            "splits": {name: described(split, self._root) for name, split in self._splits.items()},
-        }
+    def _described(self, split: FolderSplit) -> dict[str, Any]:
+        return described(split, self._root)
 
 
 def described(split: FolderSplit, root: Path) -> dict[str, Any]:

@@ -306,12 +306,5 @@ class FolderWithAccessories(Divided[WearingSplit]):
             "size": size, "bias_ratio": bias_ratio, "split_seed": split_seed, "worn": worn,
         }  # fmt: skip
 
-    def record(self) -> dict[str, Any]:
-        """Options, names, and per split its size, its groups and fingerprints of the files and of what is worn."""
-        return {
-            "name": self.name,
-            "options": self._options,
-            "classes": list(self.classes),
-            "biases": list(self.biases),
-            "splits": {name: split.described(self._root) for name, split in self._splits.items()},
-        }
+    def _described(self, split: WearingSplit) -> dict[str, Any]:
+        return split.described(self._root)

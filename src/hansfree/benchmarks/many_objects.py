@@ -180,12 +180,18 @@ class ManyObjects(Divided[ManyObjectsSplit]):
     def record(self) -> dict[str, Any]:
         """Options, the animals and scenes of each part, and per split its size, labels, kinds and a fingerprint."""
         return {
-            "name": self.name,
-            "options": self._options,
-            "classes": list(self.classes),
+            **super().record(),
             "animals": {part: [names(own[part]) for own in self._animals] for part in PARTS},
             "scenes": {part: [names(own[part]) for own in self._scenes] for part in PARTS},
-            "splits": {name: _described(split) for name, split in self._splits.items()},
+        }
+
+    def _described(self, split: ManyObjectsSplit) -> dict[str, Any]:
+        kinds = split.kind.bincount(minlength=len(OWN_KINDS) + len(OOD_KINDS)).tolist()
+        return {
+            "size": len(split),
+            "images": dict(zip(CLASSES, split.label.sum(0).int().tolist())),
+            "kinds": dict(zip((*OWN_KINDS, *OOD_KINDS), kinds)),
+            "sha256": [split.objects.fingerprint(), split.scenes.fingerprint()],
         }
 
     def _make_splits(self, counts: Mapping[str, int]) -> dict[str, ManyObjectsSplit]:
@@ -277,13 +283,3 @@ def animals_of(name: str) -> list[Subject]:
 
 def _of_kind(kind: str) -> list[Subject]:
     return [scene for scene in SCENES if scene.kind == kind]
-
-
-def _described(split: ManyObjectsSplit) -> dict[str, Any]:
-    kinds = split.kind.bincount(minlength=len(OWN_KINDS) + len(OOD_KINDS)).tolist()
-    return {
-        "size": len(split),
-        "images": dict(zip(CLASSES, split.label.sum(0).int().tolist())),
-        "kinds": dict(zip((*OWN_KINDS, *OOD_KINDS), kinds)),
-        "sha256": [split.objects.fingerprint(), split.scenes.fingerprint()],
-    }

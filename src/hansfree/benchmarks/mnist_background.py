@@ -224,13 +224,7 @@ class MNISTBackground(Divided[BackgroundSplit]):
             conflicting = None if aligned is None else len(split) - aligned
             told = {"size": len(split), "aligned": aligned, "conflicting": conflicting}
             splits[name] = {**told, "sha256": prints[part_of.get(name, "test")]}
-        return {
-            "name": self.name,
-            "options": self._options,
-            "origin": self._digits.origin,
-            "classes": list(self.classes),
-            "splits": splits,
-        }
+        return {**super().record(), "origin": self._digits.origin, "splits": splits}
 
     def _make_splits(self) -> dict[str, BackgroundSplit]:
         grey = {name: self._digits.grey[index] for name, index in self._parts.items()}

@@ -192,14 +192,15 @@ class ObjectsOnScenes(Divided[CompositeSplit]):
     def record(self) -> dict[str, Any]:
         """Options, the animals and scenes of each part, and per split its size, groups and a fingerprint."""
         return {
-            "name": self.name,
-            "options": self._options,
-            "classes": list(self.classes),
-            "biases": list(self.biases),
+            **super().record(),
             "animals": {part: [names(own[part]) for own in self._animals] for part in PARTS},
             "scenes": {part: [names(own[part]) for own in self._scenes] for part in PARTS},
-            "splits": {name: _described(split) for name, split in self._splits.items()},
         }
+
+    def _described(self, split: CompositeSplit) -> dict[str, Any]:
+        aligned = int((split.bias == split.label).sum())
+        told = {"aligned": aligned, "conflicting": len(split) - aligned} if split.ground in SCENIC else {}
+        return {"size": len(split), **told, "sha256": [split.objects.fingerprint(), split.scenes.fingerprint()]}
 
     def _make_splits(self, counts: dict[str, int]) -> dict[str, CompositeSplit]:
         train, valid, test = (
@@ -256,9 +257,3 @@ class ObjectsOnScenes(Divided[CompositeSplit]):
 
 def _of_kind(kind: str) -> list[Subject]:
     return [scene for scene in SCENES if scene.kind == kind]
-
-
-def _described(split: CompositeSplit) -> dict[str, Any]:
-    aligned = int((split.bias == split.label).sum())
-    told = {"aligned": aligned, "conflicting": len(split) - aligned} if split.ground in SCENIC else {}
-    return {"size": len(split), **told, "sha256": [split.objects.fingerprint(), split.scenes.fingerprint()]}

@@ -115,13 +115,16 @@ class PascalVOC(Divided[VOCSplit]):
         }
         self._options = {"root": str(root), "year": year, "size": size, "cache": cache}
 
-    def record(self) -> dict[str, Any]:
-        """Options, and per split its size, images and objects of each class, and a fingerprint of names and boxes."""
+    def _described(self, split: VOCSplit) -> dict[str, Any]:
+        sha = hashlib.sha256()
+        for one in split.scenes:
+            sha.update(json.dumps([one.image.name, one.classes.tolist(), one.corners.tolist()]).encode())
+        objects = torch.cat([one.classes for one in split.scenes]).bincount(minlength=len(CLASSES))
         return {
-            "name": self.name,
-            "options": self._options,
-            "classes": list(self.classes),
-            "splits": {name: _described(split) for name, split in self._splits.items()},
+            "size": len(split),
+            "images": dict(zip(CLASSES, split.label.sum(0).int().tolist())),
+            "objects": dict(zip(CLASSES, objects.tolist())),
+            "sha256": sha.hexdigest(),
         }
 
 
@@ -187,16 +190,3 @@ def _split(scenes: Sequence[Scene], size: int, cache: bool) -> VOCSplit:
     for row, one in zip(label, scenes):
         row[one.classes] = 1
     return VOCSplit(scenes=tuple(scenes), label=label, size=size, kept={} if cache else None)
-
-
-def _described(split: VOCSplit) -> dict[str, Any]:
-    sha = hashlib.sha256()
-    for one in split.scenes:
-        sha.update(json.dumps([one.image.name, one.classes.tolist(), one.corners.tolist()]).encode())
-    objects = torch.cat([one.classes for one in split.scenes]).bincount(minlength=len(CLASSES))
-    return {
-        "size": len(split),
-        "images": dict(zip(CLASSES, split.label.sum(0).int().tolist())),
-        "objects": dict(zip(CLASSES, objects.tolist())),
-        "sha256": sha.hexdigest(),
-    }

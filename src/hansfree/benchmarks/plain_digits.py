@@ -89,13 +89,7 @@ class PlainDigits(Divided[GreySplit]):
 
     def record(self) -> dict[str, Any]:
         """Options, and per split its size and a fingerprint."""
-        return {
-            "name": self.name,
-            "options": self._options,
-            "origin": self._digits.origin,
-            "classes": list(self.classes),
-            "splits": {
-                name: {"size": len(index), "sha256": self._digits.fingerprint(index)}
-                for name, index in self._parts.items()
-            },
+        splits = {
+            name: {"size": len(index), "sha256": self._digits.fingerprint(index)} for name, index in self._parts.items()
         }
+        return {**super().record(), "origin": self._digits.origin, "splits": splits}

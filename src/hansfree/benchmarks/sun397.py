@@ -77,14 +77,8 @@ class SUN397(Divided[FolderSplit]):
             "cache": cache,
         }  # fmt: skip
 
-    def record(self) -> dict[str, Any]:
-        """Options, and per split its size, its classes and a fingerprint of names, labels and sizes in bytes."""
-        return {
-            "name": self.name,
-            "options": self._options,
-            "classes": list(self.classes),
-            "splits": {name: described(split, self._root) for name, split in self._splits.items()},
-        }
+    def _described(self, split: FolderSplit) -> dict[str, Any]:
+        return described(split, self._root)
 
 
 def _found(root: Path) -> Path:

@@ -73,15 +73,8 @@ class Waterbirds(Divided[FolderSplit]):
             "segmentations": None if segmentations is None else str(segmentations), "cache": cache,
         }  # fmt: skip
 
-    def record(self) -> dict[str, Any]:
-        """Options, and per split its size, its groups and a fingerprint of names, labels and sizes in bytes."""
-        return {
-            "name": self.name,
-            "options": self._options,
-            "classes": list(self.classes),
-            "biases": list(self.biases),
-            "splits": {name: described(split, self._root) for name, split in self._splits.items()},
-        }
+    def _described(self, split: FolderSplit) -> dict[str, Any]:
+        return described(split, self._root)
 
 
 def divided(rows: Sequence[Row], *, conflicting: bool) -> dict[str, list[Row]]:
