@@ -130,6 +130,11 @@ class Selection:
                 f"selection: {self.rule} measures maps, but the config names no explainer; choose iid_val, or a method "
                 "that takes an explainer, such as model-guidance."
             )
+        if self.rule == "conflicting_val" and not _conflict(self.split("valid")):
+            raise UserError(
+                "selection: conflicting_val needs validation samples whose known bias disagrees with the label, "
+                "beside others; choose iid_val."
+            )
 
     def split(self, name: str) -> Split:
         """The split ``name``; a test split raises ``PermissionError`` unless the rule is oracle."""
@@ -152,11 +157,7 @@ class Selection:
             metrics["acc_wg"] = worst
         if self.rule == "conflicting_val":
             conflicting = conflicting_accuracy(predictions)
-            if conflicting is None:
-                raise UserError(
-                    "selection: conflicting_val needs validation samples whose known bias disagrees with the label, "
-                    "beside others; choose iid_val."
-                )
+            assert conflicting is not None
             metrics["acc_bc"] = conflicting
         if self.rule in LOCALISING and self.explainer is not None:
             metrics |= localisation(method.student, valid, self.explainer, batch_size, device)
@@ -182,6 +183,14 @@ class Selection:
             return sum(place * (1 / BIN + 1) ** -digit for digit, place in enumerate(places))
         named = {"iid_val": own, "worst_group_val": "acc_wg", "conflicting_val": "acc_bc"}
         return metrics[named.get(self.rule, self.rule)]
+
+
+def _conflict(split: Split) -> bool:
+    """Whether the bias of some samples, and not of all, is known to disagree with the label."""
+    if split.bias is None or split.label.ndim > 1:
+        return False
+    agrees = split.bias == split.label
+    return bool(agrees.any()) and not bool(agrees.all())
 
 
 def accuracy_or_f1(predictions: Predictions) -> float:

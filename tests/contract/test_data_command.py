@@ -459,7 +459,8 @@ def test_a_good_folder_has_nothing_wrong(hansfree, photos):
     code, out, err = hansfree("data", "check", photos[0])
     assert code == 0 and "Nothing is wrong." in out and "train: 24 images (0 12, 1 12)" in out
     assert "Mistake" not in err
-    assert "no training image in 2 of its groups" in err
+    assert "has no train image in 2 of its groups (class, place): methods for groups need some." in err
+    assert "has no valid image in 2 of its groups (class, place): dfr and worst_group_val need some." in err
 
 
 def sixteen_bits(path):
@@ -510,6 +511,33 @@ def test_a_bad_image_is_told_by_its_name(hansfree, photos, said, which):
     code, _, err = hansfree("data", "check", root)
     lines = [line for line in err.splitlines() if line.startswith("Mistake: ")]
     assert code == 1 and len(lines) == 1 and said in lines[0] and "Traceback" not in err
+
+
+RUNS = {
+    "damaged or cut short": lambda root, rows: [BAD["damaged or cut short"](root / f"{i}.png") for i in range(24)],
+    "is an animation": lambda root, rows: [animation(root / f"{i}.png") for i in range(24)],
+    "has 9 x 8 pixels but": lambda root, rows: [picture(root / f"m{i}.png", i, size=(8, 9)) for i in range(24)],
+    "outside of the folder": lambda root, rows: write_table(root, changed(rows, 0, img_filename="../photos/0.png")),
+    "one class only": lambda root, rows: write_table(root, [row for row in rows if row["y"] == 0]),
+    "conflicting_val needs validation samples whose known bias disagrees": lambda root, rows: None,
+}
+
+
+@pytest.mark.parametrize("said", RUNS)
+def test_a_run_on_a_bad_folder_says_so_and_leaves_nothing(hansfree, photos, tmp_path, said):
+    root, rows = photos
+    RUNS[said](root, rows)
+    config = {
+        "benchmark": {"name": "folder", "root": str(root)},
+        "model": {"name": "small-cnn", "widths": [2], "norm": "none"},
+        "method": {"name": "erm"},
+        "training": {"steps": 1, "batch_size": 8, "optimiser": "sgd", "lr": 0.01},
+        "selection": "conflicting_val" if said.startswith("conflicting_val") else "iid_val",
+    }
+    (tmp_path / "c.yaml").write_text(json.dumps(config))
+    code, _, err = hansfree("run", tmp_path / "c.yaml", "--out", tmp_path / "run")
+    assert code == 2 and said in sentence(err)
+    assert not (tmp_path / "run").exists()
 
 
 def test_grey_cmyk_palette_and_16_bits_are_read(tmp_path):

@@ -491,6 +491,13 @@ def test_dfr_says_what_is_missing(build, tiny):
     method.finish_stage()
     with pytest.raises(UserError, match="enlarge"):
         method.next_stage()
+    batch = tiny.split("valid").batch(torch.arange(len(tiny.split("valid"))))
+    method = build("dfr")
+    method.stages_done = method.stages_done + 1
+    method.observe(replace(batch, bias=batch.label), {})
+    method.finish_stage()
+    with pytest.raises(UserError, match="one bias only"):
+        method.next_stage()
 
 
 # Stages

@@ -111,11 +111,11 @@ def _small_groups(root: Path, table: Table) -> Iterator[str]:
             count = groups[small[0]]
             more = f", and {len(small) - 1} more groups" if len(small) > 1 else ""
             yield f"Only {count} images of {split} are {_called(small[0], table)}{more}; accuracies there mean little."
-    trained = {(row.y, row.place) for row in table.of("train")}
-    if table.places and trained:
-        empty = len({y for y, _ in trained}) * len({place for _, place in trained}) - len(trained)
-        if empty:
-            yield f"{root} has no training image in {empty} of its groups (class, place): methods for groups need some."
+    for split, who in (("train", "methods for groups"), ("valid", "dfr and worst_group_val")):
+        there = {(row.y, row.place) for row in table.of(split)}
+        empty = len({y for y, _ in there}) * len({place for _, place in there}) - len(there)
+        if table.places and empty:
+            yield f"{root} has no {split} image in {empty} of its groups (class, place): {who} need some."
 
 
 def _called(group: tuple[str, str], table: Table) -> str:

@@ -218,7 +218,7 @@ def subsets_of(
 ) -> Bool[Tensor, "subsets samples"]:
     """Who is in each subset of the half that trains: of each group as many as the smallest has, drawn anew each time.
 
-    Raises ``UserError`` where a class is missing.
+    Raises ``UserError`` where a class is missing, or no class has more than one bias.
     """
     seen = seen.cpu()[seen[:, 0].argsort().cpu()]
     index, label, bias = seen[half_of(seen[:, 0]) == TRAINS].T
@@ -226,6 +226,11 @@ def subsets_of(
         raise UserError(
             f"Half of the validation split, {len(label)} samples, shows {len(label.unique())} of {classes} classes; "
             "dfr needs them all: enlarge benchmark.valid."
+        )
+    if torch.stack([label, bias]).unique(dim=1).shape[1] == classes:
+        raise UserError(
+            "Each class of the validation data that dfr trains on has one bias only, so there is nothing to balance; "
+            "choose data in which it varies, such as a smaller bias_ratio, or enlarge benchmark.valid."
         )
     number, count = numbered(label, bias, classes, by)
     group, smallest = number[label, bias], int(count.min())
