@@ -117,7 +117,8 @@ def run_suite(
     folder = SuiteFolder.create(out, suite.model_dump(), resume=True)
     able = place_teachers([cell for cell in cells if cell.variant not in not_given], folder)
     asked = [cell for cell in able if cell.variant in wanted]
-    train_teachers(asked, device=device, watch=watch)
+    jobs = jobs or default_jobs(len(asked))
+    train_teachers(asked, jobs, device=device, watch=watch)
     make_stores(able, asked, device=device, watch=watch)
     ready = {cell.label: cell for cell in able}
     cells = [ready.get(cell.label, cell) for cell in cells]
@@ -126,7 +127,6 @@ def run_suite(
     }
     outcomes |= {c.label: ("done", None) for c in able if c.variant not in wanted and c.folder.is_done()}
     run_cells = {"local": run_locally, "ray": run_on_ray}[on]
-    jobs = jobs or default_jobs(len(asked))
     to_run = {cell.label for cell in asked}
     first = [cell for cell in cells if not cell.planned.setting or cell.seed in suite.tuned_on]
     outcomes |= run_cells([cell for cell in first if cell.label in to_run], jobs, device, watch)
@@ -204,18 +204,47 @@ def place_teachers(cells: list[Cell], folder: SuiteFolder) -> list[Cell]:
     return placed
 
 
-def train_teachers(cells: list[Cell], *, device: str | None, watch: Watch) -> None:
-    """Train the teachers of cells that :func:`place_teachers` gave, each once; what is done already stays."""
+def train_teachers(cells: list[Cell], jobs: int, *, device: str | None, watch: Watch) -> None:
+    """Train the teachers of cells that :func:`place_teachers` gave, each once; what is done already stays.
+
+    One has all cores; several are shared out between ``jobs`` processes. Raises ``RunError`` where one fails.
+    """
     recipes = {_teacher_folder(cell): cell.teacher for cell in cells if cell.teacher is not None}
     for place, recipe in recipes.items():
-        run(
-            recipe,
-            place,
-            resume=True,
-            device=device,
-            report=False,
-            on_step=lambda what, step, steps: watch("teacher", 0, len(cells), {what: (step, steps)}),
-        )
+        if RunFolder(place).is_done():
+            RunFolder.create(place, recipe.model_dump(), resume=True)  # refuses what another recipe trained
+    waiting = {place: recipe for place, recipe in recipes.items() if not RunFolder(place).is_done()}
+    if min(len(waiting), jobs) > 1:
+        _train_together(waiting, cells[0], jobs, device=device, watch=watch)
+    else:
+        for place, recipe in waiting.items():
+            run(
+                recipe,
+                place,
+                resume=True,
+                device=device,
+                report=False,
+                on_step=lambda what, step, steps: watch("teacher", 0, len(cells), {what: (step, steps)}),
+            )
+
+
+def _train_together(
+    recipes: Mapping[Path, RunConfig], like: Cell, jobs: int, *, device: str | None, watch: Watch
+) -> None:
+    teachers = [
+        Cell(replace(like.planned, name=_called(place)), recipe.seed, recipe, RunFolder(place))
+        for place, recipe in recipes.items()
+    ]
+    outcomes = run_locally(
+        teachers, jobs, device, lambda phase, done, total, running: watch("teacher", done, total, running)
+    )
+    for label, (status, error) in outcomes.items():
+        if status == "failed":
+            raise RunError(f"{label}: {error}")
+
+
+def _called(place: Path) -> str:
+    return place.parent.name if place.name.startswith("seed-") else place.name
 
 
 def _teacher_folder(cell: Cell) -> Path:

@@ -453,6 +453,14 @@ def test_tiers_have_a_table_of_their_own(tmp_path: Path):
     assert float(erm["shift_acc_seen_percent"]) == pytest.approx(float(erm["shift_percent"]))
 
 
+def test_nothing_is_timed_by_what_was_never_trained(tmp_path: Path):
+    suite = make_suite(tmp_path / "suite")
+    results = read_json(suite.results)
+    results["cells"] = [{**cell, "steps": 0 if cell["method"] == "erm" else STEPS} for cell in results["cells"]]
+    write_json(suite.results, results)
+    assert "Training time is relative" not in Elements(build_report(suite.path).read_text()).text
+
+
 def test_a_run_folder_has_a_report_too(tmp_path: Path):
     run = RunFolder(tmp_path / "run")
     make_run(run, "lrp lr=0.01", 0)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hansfree.config import merge, parse
-from hansfree.errors import UserError
+from hansfree.errors import RunError, UserError
 from hansfree.experiment import reevaluate, run
 from hansfree.models import load_model
 from hansfree.parts import RunConfig, make_benchmark, teacher_config
@@ -126,6 +126,34 @@ def test_a_suite_asks_each_teacher_once_and_its_students_read_the_answers(tmp_pa
 
     monkeypatch.setattr("hansfree.freezing.answer_chunk", asked)
     run_suite(frozen_suite(), tmp_path / "out", jobs=1)
+
+
+def trained_together(tmp_path, monkeypatch, outcome=None):
+    """The labels of what is handed to several processes when two teachers are to be trained."""
+    handed = []
+
+    def here(cells, jobs, device, watch):
+        handed.append([cell.label for cell in cells])
+        return {c.label: outcome or run_cell(c.config.model_dump(), str(c.folder.path), device) for c in cells}
+
+    monkeypatch.setattr("hansfree.suite.run_locally", here)
+    suite = read_suite({"name": "s", "seeds": [0, 1], **CONFIG, "variants": {"output": OUTPUT}})
+    return handed, lambda jobs: run_suite(suite, tmp_path / "out", jobs=jobs)
+
+
+def test_several_teachers_are_shared_out_between_processes(tmp_path, monkeypatch):
+    handed, start = trained_together(tmp_path, monkeypatch)
+    folder = start(2)
+    assert handed[0] == ["teacher, seed 0", "teacher, seed 1"] and handed[1:] == [handed[1]]
+    assert {cell["status"] for cell in read_results(folder.results)["cells"]} == {"done"}
+    start(2)
+    assert handed[2] == handed[1], "teachers that are done are not trained again"
+
+
+def test_a_teacher_that_fails_ends_the_suite_in_words(tmp_path, monkeypatch):
+    _, start = trained_together(tmp_path, monkeypatch, outcome=("failed", "It fell asleep."))
+    with pytest.raises(RunError, match="teacher, seed 0: It fell asleep"):
+        start(2)
 
 
 def test_a_wrong_explainer_of_the_store_is_the_cell_s_failure_in_words(tmp_path, _here):

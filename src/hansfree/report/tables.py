@@ -83,7 +83,7 @@ def method_table(results: Section, variants: Iterable[str] | None = None) -> Tab
     titles = variant_titles(cells)
     seconds = {variant: _training_seconds(cells, variant) for variant in titles}
     headline = shown_variants(results)
-    baselines = [cell["variant"] for cell in cells if cell.get("method") == "erm"]
+    baselines = [cell["variant"] for cell in cells if cell.get("method") == "erm" and cell.get("steps") != 0]
     yardstick = next((variant for variant in baselines if variant in headline), next(iter(baselines), None))
     shown = found.splits
     chosen = _shown(titles, variants)
