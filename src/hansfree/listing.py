@@ -12,7 +12,10 @@ from hansfree.methods import METHODS
 from hansfree.metrics import MEASURES
 from hansfree.models import MODELS
 
-_GIVEN = {"self", "setup", "num_classes", "channels", "predictions", "map", "other", "moved", "mask", "curves", "shift"}
+_GIVEN = {
+    *("self", "setup", "num_classes", "channels", "predictions", "map", "other", "moved", "mask", "curves", "shift"),
+    *("attribute", "label", "found", "conflicting", "first", "second"),
+}
 """Arguments that come from the program, and are no settings."""
 
 

@@ -7,6 +7,7 @@ import inspect
 import math
 import re
 from dataclasses import dataclass
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from scipy import stats
 from scipy.spatial import distance
 from skimage.metrics import structural_similarity
 from sklearn import metrics as sklearn
-from sklearn.preprocessing import minmax_scale
+from sklearn.preprocessing import minmax_scale, scale
 
 from hansfree.core import Boxes, Predictions
 from hansfree.errors import UserError
@@ -66,7 +67,23 @@ def curves(*rows):
     return torch.tensor(rows, dtype=torch.double)
 
 
-WORDS = {"said": said, "picture": picture, "curves": curves, "log": math.log, "log2": math.log2, "nan": math.nan}
+def counts(*values):
+    """Whole numbers, one a sample."""
+    return torch.tensor(values)
+
+
+def truths(*values):
+    """Truths, one a sample."""
+    return torch.tensor(values).bool()
+
+
+def layer(*rows):
+    """Activations, a row a sample."""
+    return torch.tensor(rows, dtype=torch.double)
+
+
+WORDS = {"counts": counts, "truths": truths, "layer": layer}
+WORDS |= {"said": said, "picture": picture, "curves": curves, "log": math.log, "log2": math.log2, "nan": math.nan}
 GROUPS = "said([[2, 0], [0, 1], [0, 1]], label=[0, 0, 1], bias=[0, 0, 1], training={(0, 0): 3, (1, 1): 1})"
 MIXED = "said([[2, 0], [0, 1], [0, 1]], label=[0, 0, 1], bias=[0, 1, 0])"
 NOWHERE = "picture([[-1, 0], [0, 0]]), picture([[1, 0], [0, 0]])"
@@ -109,6 +126,13 @@ BY_HAND = {
                          "(3 * 4 + 4 * 3) / (5 * 5)"),
     "shift_equivariance": ("curves([1, 0.5, 0.7])", "(0.5 + 0.7) / 2"),
     "shift_period": ("curves([1, 0.2, 0.9, 0.3, 0.9], [1, 0.1, 0.8, 0.2, 0.8])", "2"),
+    "predictive_power": ("counts(0, 0, 1, 1, 1, 0), counts(0, 0, 0, 1, 1, 1)",
+                         "1 - (-(2/3) * log2(2/3) - 1/3 * log2(1/3))"),
+    "mined_precision": ("truths(1, 1, 0, 0, 1), truths(1, 0, 1, 0, 1)", "2/3"),
+    "mined_recall": ("truths(1, 1, 0, 0, 0), truths(1, 0, 1, 0, 1)", "1/3"),
+    "linear_cka": ("layer([1], [-1], [0]), layer([5], [3], [1])", "2**2 / (2 * 8)"),
+    "minibatch_cka": ("layer([1], [-1], [1], [-1]), layer([2], [2], [-2], [-2])",
+                      "(-4 + 4 * 4 / 6 - 4) / (12 + 4 * 4 / 6 - 4)"),
 }  # fmt: skip
 
 
@@ -149,6 +173,8 @@ class Case:
         self.flat, self.flat_other = (m.sum(1).flatten(1).numpy() for m in (self.map, self.other))
         self.curve = 0.7 + 0.2 * torch.cos(2 * math.pi * torch.arange(17) / [2, 4, 8, 16][self.seed % 4])
         self.curve = self.curve + 0.01 * torch.randn(30, 17, generator=g, dtype=torch.double)
+        self.layer = torch.randn(14, 5, 2, generator=g, dtype=torch.double)
+        self.other_layer = self.layer.flatten(1)[:, :3] + torch.rand(14, 3, generator=g, dtype=torch.double)
 
     def by_group(self) -> dict[Any, float]:
         return {
@@ -219,6 +245,24 @@ def of_maps(measure, case):
 
 def of_masks(measure, case):
     return measure(case.map, case.mask)
+
+
+def _unbiased_hsic(k, l):  # noqa: E741
+    """The estimate as what it is: the mean over all ways to choose four different samples."""
+    chosen = permutations(range(len(k)), 4)
+    return np.mean([k[i, j] * (l[i, j] + l[q, r] - 2 * l[i, q]) for i, j, q, r in chosen])
+
+
+def _batched_cka(case):
+    first, second = case.layer.flatten(1).numpy(), case.other_layer.numpy()
+    parts = [(x @ x.T, y @ y.T) for x, y in zip(np.split(first, 2), np.split(second, 2))]
+    sums = [sum(_unbiased_hsic(p[a], p[b]) for p in parts) for a, b in ((0, 1), (0, 0), (1, 1))]
+    return sums[0] / np.sqrt(sums[1] * sums[2])
+
+
+def _cka(case):
+    x, y = (scale(layer, with_std=False) for layer in (case.layer.flatten(1).numpy(), case.other_layer.numpy()))
+    return np.linalg.norm(y.T @ x) ** 2 / (np.linalg.norm(x.T @ x) * np.linalg.norm(y.T @ y))
 
 
 ACCURACY, COSINE = "scikit-learn `accuracy_score`", "SciPy `cosine`"
@@ -293,6 +337,31 @@ AGAINST = {
         lambda c: np.mean(c.curve.numpy(), axis=1, where=np.arange(17) > 0),
     ),
     "shift_period": ("NumPy `rfft`, the strongest frequency", of("curve"), _fourier),
+    "predictive_power": (
+        "scikit-learn `mutual_info_score`, SciPy `entropy`",
+        lambda measure, c: measure(c.p.bias, c.p.label),
+        lambda c: sklearn.mutual_info_score(c.p.label, c.p.bias) / stats.entropy(np.bincount(c.p.label)),
+    ),
+    "mined_precision": (
+        "scikit-learn `precision_score`",
+        lambda measure, c: measure(torch.from_numpy(c.right), c.p.bias == 1),
+        lambda c: sklearn.precision_score(c.p.bias == 1, c.right),
+    ),
+    "mined_recall": (
+        "scikit-learn `recall_score`",
+        lambda measure, c: measure(torch.from_numpy(c.right), c.p.bias == 1),
+        lambda c: sklearn.recall_score(c.p.bias == 1, c.right),
+    ),
+    "linear_cka": (
+        "scikit-learn `scale`, NumPy `norm` of the covariances",
+        lambda measure, c: measure(c.layer, c.other_layer),
+        _cka,
+    ),
+    "minibatch_cka": (
+        "NumPy, HSIC as a mean over all four samples",
+        lambda measure, c: measure(c.layer, c.other_layer, 7),
+        _batched_cka,
+    ),
 }
 
 

@@ -39,6 +39,7 @@ from hansfree.explainers.propagation import at_least_float32
 from hansfree.methods.distiller import last_layer
 from hansfree.methods.matched_layers import Watched
 from hansfree.methods.second_network import side_by_side
+from hansfree.metrics.cka import hsic
 
 
 def rbf_kernel(x: Float[Tensor, "m d"], sigma: float) -> Float[Tensor, "m m"]:
@@ -46,17 +47,6 @@ def rbf_kernel(x: Float[Tensor, "m d"], sigma: float) -> Float[Tensor, "m m"]:
     square = x.square().sum(1)
     distance = (square[:, None] + square - 2 * x @ x.T).clamp(min=0)
     return (-distance / (2 * sigma**2)).exp()
-
-
-def hsic(k: Float[Tensor, "m m"], l: Float[Tensor, "m m"]) -> Float[Tensor, ""]:  # noqa: E741
-    """The unbiased estimate of the dependence of two kernels' samples, see the formula above; 0 of fewer than four."""
-    m = len(k)
-    if m < 4:
-        return k.new_zeros(())
-    there = 1 - torch.eye(m, dtype=k.dtype, device=k.device)
-    k, l = k * there, l * there  # noqa: E741
-    means = k.sum() * l.sum() / ((m - 1) * (m - 2))
-    return ((k * l).sum() + means - 2 * (k.sum(0) * l.sum(0)).sum() / (m - 2)) / (m * (m - 3))
 
 
 @final

@@ -2,7 +2,8 @@
 
 ``METRICS`` take the predictions on a split and return a number or None; ``EXPLANATION_AGREEMENT`` take the maps of two
 models and ``LOCALISATION`` maps and masks, and return one number a sample; ``EQUIVARIANCE`` are about maps of shifted
-images. ``MEASURES`` are all of them; docs/measures.md shows each with its formula and source.
+images, ``CONFLICTS`` about the training data, ``SIMILARITY`` about layers. ``MEASURES`` are all of them;
+docs/measures.md shows each with its formula and source.
 """
 
 from collections.abc import Callable
@@ -19,6 +20,8 @@ from hansfree.metrics.accuracy import (
 )
 from hansfree.metrics.agreement import agreement, agreement_top5, jensen_shannon
 from hansfree.metrics.calibration import brier, ece, nll
+from hansfree.metrics.cka import linear_cka, minibatch_cka
+from hansfree.metrics.conflicts import mined_precision, mined_recall, predictive_power
 from hansfree.metrics.equivariance import period, shift_equivariance, shift_similarity
 from hansfree.metrics.explanation_agreement import EXPLANATION_AGREEMENT
 from hansfree.metrics.localisation import LOCALISATION
@@ -48,14 +51,34 @@ EQUIVARIANCE: dict[str, Callable[..., Any]] = {
     "shift_period": period,
 }
 
-MEASURES: dict[str, Callable[..., Any]] = {**METRICS, **EXPLANATION_AGREEMENT, **LOCALISATION, **EQUIVARIANCE}
+CONFLICTS: dict[str, Callable[..., Any]] = {
+    "predictive_power": predictive_power,
+    "mined_precision": mined_precision,
+    "mined_recall": mined_recall,
+}
+
+SIMILARITY: dict[str, Callable[..., Any]] = {
+    "linear_cka": linear_cka,
+    "minibatch_cka": minibatch_cka,
+}
+
+MEASURES: dict[str, Callable[..., Any]] = {
+    **METRICS,
+    **EXPLANATION_AGREEMENT,
+    **LOCALISATION,
+    **EQUIVARIANCE,
+    **CONFLICTS,
+    **SIMILARITY,
+}
 
 __all__ = [
+    "CONFLICTS",
     "EQUIVARIANCE",
     "EXPLANATION_AGREEMENT",
     "LOCALISATION",
     "MEASURES",
     "METRICS",
+    "SIMILARITY",
     "accuracy",
     "agreement",
     "aligned_accuracy",
