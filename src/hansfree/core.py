@@ -570,7 +570,10 @@ class Benchmark(ABC):
     classes: tuple[str, ...]
     biases: tuple[str, ...]
     mask_names: tuple[str, ...] = ()
-    """What each mask shows; the first one the object that the class is about."""
+    """What each mask shows; the first one the object that the class is about. ``object`` and ``feature`` together are a
+    truth of three bands: nothing, where the object is, and the part of it that tells its class."""
+    categories: Mapping[str, str] = MappingProxyType({})
+    """Category of each class that is in one, where classes form a hierarchy."""
     gives: frozenset[str] = frozenset()
     """Supervision that the batches carry: of bias, mask, boxes, clean."""
     input: InputSpec

@@ -22,10 +22,10 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 SMALL = {"size": 24, "train": 64, "valid": 32, "test": 64}
-SETTINGS = {"objects-on-scenes": SMALL, "many-objects": SMALL, "accessories": SMALL}
+SETTINGS = {"objects-on-scenes": SMALL, "many-objects": SMALL, "accessories": SMALL, "cells": SMALL}
 
 
-TESTS = {"digits": {"iid"}, "pascal-voc": {"iid"}, "sun397": {"iid"}, "chest-x-ray": {"iid", "ood"}}
+TESTS = {"digits": {"iid"}, "cells": {"iid"}, "pascal-voc": {"iid"}, "sun397": {"iid"}, "chest-x-ray": {"iid", "ood"}}
 """Of benchmarks without a shortcut, or with one that cannot be exchanged."""
 
 

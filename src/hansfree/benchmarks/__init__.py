@@ -1,6 +1,7 @@
 """Data by name, most of them with a known shortcut."""
 
 from hansfree.benchmarks.accessories import Accessories
+from hansfree.benchmarks.cells import CellImages
 from hansfree.benchmarks.chest_x_ray import ChestXRay
 from hansfree.benchmarks.coco_on_places import CocoOnPlaces
 from hansfree.benchmarks.coloured_digits import ColouredDigits
@@ -31,12 +32,14 @@ BENCHMARKS: dict[str, type[Benchmark]] = {
     "folder": Folder,
     "folder-with-accessories": FolderWithAccessories,
     "digits": PlainDigits,
+    "cells": CellImages,
 }
 
 __all__ = [
     "BENCHMARKS",
     "SUN397",
     "Accessories",
+    "CellImages",
     "ChestXRay",
     "CocoOnPlaces",
     "ColouredDigits",
