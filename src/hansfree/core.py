@@ -517,6 +517,18 @@ class Method(nn.Module, ABC):
         """Logits by model: ``student`` as :meth:`predict` gives them, and of sub-models that are reported apart."""
         return {"student": self.predict(input)}
 
+    def networks(self) -> dict[str, nn.Module]:
+        """What pictures compare, by name: the student, or sub-models and what they were made from."""
+        return {"student": self.student}
+
+    def mined(self) -> Bool[Tensor, "samples"] | None:
+        """The training samples that it took for such as conflict with a shortcut; None where it looks for none."""
+        return None
+
+    def by_layer(self) -> dict[str, dict[str, float]]:
+        """Shares that it tells of each layer, by what they are and the layer's name: logged at each validation."""
+        return {}
+
     def next_stage(self) -> Stage | None:
         """The stage to train now, or None when training is over."""
         return Stage() if self.stages_done == 0 else None

@@ -19,8 +19,9 @@ from hansfree.config import Section, parse
 from hansfree.core import TEST_SPLITS, Benchmark, Classifier, Method, Teacher
 from hansfree.errors import DivergenceError, NotGivenError, UserError, unknown
 from hansfree.evaluation import LOCALISING, Rule, Selection, heatmaps, judge, pareto_front
-from hansfree.measuring import Measurement, of_maps, of_predictions
+from hansfree.measuring import Measurement, of_maps, of_mining, of_predictions
 from hansfree.metrics import accuracy
+from hansfree.metrics.conflicts import predictive_power
 from hansfree.metrics.intervals import DRAWS, LEVEL
 from hansfree.models import load_model, save_model, with_batch_statistics
 from hansfree.parts import (
@@ -39,6 +40,7 @@ from hansfree.parts import (
     teacher_config,
 )
 from hansfree.report import build_report
+from hansfree.representations import check_pictures, representations, seen
 from hansfree.runs import RunFolder, atomic_path, read_results, write_json
 from hansfree.store import StoredTeacher, open_store
 from hansfree.training import Step, fit, make_accelerator
@@ -188,7 +190,9 @@ def train(
             if step.epoch_ends and (last or (step.epoch + 1) % settings.validate_every == 0):
                 metrics, terms = selection.validate(method, config.evaluation.batch_size, device)
                 where = {"stage": step.stage, "step": step.step, "epoch": step.epoch}
-                keeper.record({"event": "valid", **where, "metrics": metrics, "terms": terms})
+                layers = method.by_layer()
+                told = {"layers": layers} if layers else {}
+                keeper.record({"event": "valid", **where, "metrics": metrics, "terms": terms, **told})
                 keeper.offer(method, selection.score(metrics), where)
             if step.epoch_ends if settings.save_every is None else (last or step.step % settings.save_every == 0):
                 keeper.save(step, taken, time.perf_counter() - clock)
@@ -253,7 +257,8 @@ def evaluate(
     write_heatmaps(config, method, teacher, benchmark, tests, folder, device)
     if isinstance(method.student, Classifier):
         save_model(method.student, folder.exported, input=benchmark.input, classes=benchmark.classes)
-    measured = of_predictions(judged)
+    write_representations(config, method, benchmark, tests, folder, device)
+    measured = [*of_predictions(judged), *of_mining(method.mined(), benchmark.split("train"))]
     if settings.measure is not None:
         measured += measure_maps(settings.measure, method, teacher, benchmark, tests, device)
     results = {
@@ -271,6 +276,7 @@ def evaluate(
                 "status": "done",
                 "error": None,
                 "method": config.method["name"],
+                "settings": {key: value for key, value in config.method.items() if key != "name"},
                 "explainer": None if config.explainer is None else config.explainer["name"],
                 "needs": sorted(needs_of(config)),
                 "selection": rule,
@@ -279,7 +285,7 @@ def evaluate(
                 "time": {"train_seconds": seconds},
             }
         ],
-        "data": benchmark.record(),
+        "data": {**benchmark.record(), "shortcut": shortcut_of(benchmark, ("train", *tests))},
     }
     if rule in LOCALISING:
         results["pareto"] = pareto(folder)
@@ -404,6 +410,38 @@ def write_heatmaps(
         np.savez(path, **arrays)
 
 
+def write_representations(
+    config: RunConfig,
+    method: Method,
+    benchmark: Benchmark,
+    splits: tuple[str, ...],
+    folder: RunFolder,
+    device: torch.device,
+) -> None:
+    """Keep what the report's pictures of representations are drawn from; of the split where the shortcut misleads."""
+    if not config.evaluation.pictures:
+        return
+    split = "shift" if "shift" in splits else splits[-1]
+    arrays = representations(method.networks(), benchmark.split(split), config.evaluation.pictures, device)
+    arrays |= {"split": np.array(split), "classes": np.array(benchmark.classes), "biases": np.array(benchmark.biases)}
+    with atomic_path(folder.representations) as path:
+        np.savez(path, **arrays)
+
+
+def shortcut_of(benchmark: Benchmark, splits: Iterable[str]) -> dict[str, Any]:
+    """By split: samples, those whose bias disagrees with the label, the bias's predictive power; where it is known."""
+    found: dict[str, Any] = {}
+    for name in splits:
+        split = benchmark.split(name)
+        if split.bias is not None and split.label.ndim == 1 and len(split) > 0:
+            known = (split.label >= 0) & (split.bias >= 0)
+            label, bias = split.label[known], split.bias[known]
+            power = predictive_power(bias, label) if len(label) else None
+            conflicting = int((bias != label).sum())
+            found[name] = {"size": len(label), "conflicting": conflicting, "predictive_power": power}
+    return found
+
+
 def reevaluate(folder: RunFolder, *, device: str | None = None) -> dict[str, Any]:
     """Measure a finished run again, from its exported weights."""
     old = read_results(folder.results)
@@ -493,6 +531,11 @@ def try_out(config: RunConfig, method: Method, benchmark: Benchmark, device: tor
     method.eval()
     if explainer is not None and config.evaluation.heatmaps > 0:
         heatmaps(method.student, teacher, benchmark, ("valid",), explainer, 2, device)
+    if config.evaluation.pictures:
+        check_pictures(config.evaluation.pictures)
+        valid = benchmark.split("valid").batch(torch.arange(2)).to(device)
+        for network in method.networks().values():
+            seen(network, valid.images)
     if config.evaluation.measure is not None:
         few = config.evaluation.measure.model_copy(update={"samples": 2})
         measure_maps(few, method, teacher, benchmark, ("valid",), device)

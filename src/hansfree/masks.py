@@ -51,6 +51,11 @@ def reserved(masks: Named) -> dict[str, Tensor]:
     return {name: mask.float().mean() for name, mask in masks.items()}
 
 
+def shares(measured: Named) -> dict[str, float]:
+    """Layer by layer as plain numbers, each layer called by its own name and not its weight's."""
+    return {name.removesuffix(".weight"): value.item() for name, value in measured.items()}
+
+
 def iou_by_layer(first: Named, second: Named) -> dict[str, Tensor]:
     """Each layer's ``sum m m' / sum (m + m' - m m')``; 0 where both masks are empty."""
     return {name: common / either.clamp(min=1e-12) for name, (common, either) in _overlaps(first, second).items()}
@@ -158,6 +163,11 @@ class Masks(nn.Module):
         """Masks of 0 and 1 (bool): what the sub-model is evaluated and exported with."""
         return {name: self.get_buffer(f"kept_{number}") for number, name in enumerate(self.names)}
 
+    @property
+    def hard(self) -> dict[str, Tensor]:
+        """What :meth:`harden` would keep."""
+        return {name: logits.detach() >= 0 for name, logits in self.logits.items()}
+
     def keep(self, masks: Named) -> None:
         """Keep ``masks`` from now on."""
         for number, name in enumerate(self.names):
@@ -165,4 +175,4 @@ class Masks(nn.Module):
 
     def harden(self) -> None:
         """Keep the weights whose logit is not negative."""
-        self.keep({name: logits.detach() >= 0 for name, logits in self.logits.items()})
+        self.keep(self.hard)

@@ -18,6 +18,7 @@ from hansfree.core import Batch, Draws, Explainer, LiveTeacher, Predictions, Spl
 from hansfree.methods.class_choice import Top
 from hansfree.metrics import EXPLANATION_AGREEMENT, LOCALISATION, METRICS
 from hansfree.metrics.accuracy import members
+from hansfree.metrics.conflicts import mined_precision, mined_recall
 from hansfree.metrics.equivariance import period, shift_equivariance, shift_similarity, shifted
 from hansfree.metrics.explanation_agreement import WINDOW, at_size
 from hansfree.metrics.intervals import Interval, intervals
@@ -72,6 +73,15 @@ def of_predictions(judged: Mapping[tuple[str, str], Predictions]) -> list[Measur
             measured = {(m, k): METRICS[k].sums(p) for m, p in parts.items() for k in BY_GROUP}
             found += together(measured, split, **place)
     return found
+
+
+def of_mining(mined: Tensor | None, split: Split) -> list[Measurement]:
+    """Precision and recall of the training samples that a method took for conflicting; where the bias is known."""
+    if mined is None or split.bias is None or split.label.ndim > 1:
+        return []
+    pair = mined.cpu(), split.bias != split.label
+    values = {"mined_precision": mined_precision(*pair), "mined_recall": mined_recall(*pair)}
+    return [Measurement("student", "train", name, value) for name, value in values.items() if value is not None]
 
 
 def _groups(predictions: Predictions) -> Iterator[tuple[str, Tensor]]:

@@ -18,6 +18,7 @@ from hansfree.methods import METHODS
 from hansfree.models import load_model
 from hansfree.models.loading import imported
 from hansfree.report.wording import SUPERVISION
+from hansfree.representations import Picture
 from hansfree.store import Marked
 from hansfree.training import Training
 
@@ -77,6 +78,9 @@ class EvaluationConfig(Schema):
     """Samples per split whose heatmaps are kept."""
     measure: MapsConfig | None = None
     """Explanations to be measured; null: predictions alone."""
+    pictures: tuple[Picture, ...] = ()
+    """What representations look like, of at most 1,000 samples of one test split: tsne or umap (features in the plane,
+    of each sub-model, coloured by class and by bias) and cka (how alike layers are)."""
     batch_size: int = Field(default=500, ge=1)
 
 

@@ -216,6 +216,11 @@ class RunFolder:
         return self.figures / "heatmaps.npz"
 
     @property
+    def representations(self) -> Path:
+        """Where networks place test samples in the plane, and how alike their layers are."""
+        return self.figures / "representations.npz"
+
+    @property
     def report(self) -> Path:
         """The report, one self-contained page."""
         return self.path / "report.html"

@@ -47,7 +47,7 @@ from torch.nn import functional as F
 from hansfree.core import Batch, Method, Setup, Stage
 from hansfree.errors import UserError, unknown
 from hansfree.explainers.propagation import at_least_float32
-from hansfree.masks import Masks, Named, cut, gumbel_sigmoid, logistic_noise, masked_call
+from hansfree.masks import Masks, Named, cut, gumbel_sigmoid, logistic_noise, masked_call, reserved, shares
 from hansfree.methods.conflict_mining import Detection, Mining
 from hansfree.methods.distiller import last_layer
 from hansfree.methods.matched_layers import Watched
@@ -188,6 +188,16 @@ class DCWP(Method):
         mined = self.mining.conflicting()[batch.index]
         contrast = conflict_contrast(seen.embedding, batch.label, mined, self.contrast_temperature)
         return {"label": F.cross_entropy(seen.logits, batch.label), "contrast": self.contrast_weight * contrast}
+
+    def mined(self) -> Bool[Tensor, "samples"]:
+        """The samples that the biased network did not explain."""
+        return self.mining.conflicting()
+
+    def by_layer(self) -> dict[str, dict[str, float]]:
+        """The share of weights that is kept, from the learning of masks on."""
+        if "masks" not in self.stages or self.phase in ("mine", "train"):
+            return {}
+        return {"kept": shares(reserved(self.masks.hard))}
 
     def observe(self, batch: Batch, terms: Mapping[str, Tensor]) -> None:
         """While mining, note what the biased network says."""

@@ -24,6 +24,7 @@ from collections.abc import Mapping
 from typing import Literal, final
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -65,6 +66,10 @@ class JTT(Method):
         """Of each training sample: ``upweight`` if it was wrong, else 1, divided by their mean."""
         weights = torch.where(self.wrong, self.upweight, 1.0)
         return weights / weights.mean()
+
+    def mined(self) -> Bool[Tensor, "samples"]:
+        """E, the samples that the first student got wrong."""
+        return self.wrong
 
     def observe(self, batch: Batch, terms: Mapping[str, Tensor]) -> None:
         """In the first training, note who is wrong."""

@@ -67,7 +67,19 @@ from torch.nn import functional as F
 
 from hansfree.core import Batch, Drawer, Draws, Method, Setup, Stage
 from hansfree.errors import UserError
-from hansfree.masks import Granularity, Masks, Named, Over, cut, iou, masked_call, shuffled
+from hansfree.masks import (
+    Granularity,
+    Masks,
+    Named,
+    Over,
+    cut,
+    iou,
+    iou_by_layer,
+    masked_call,
+    reserved,
+    shares,
+    shuffled,
+)
 from hansfree.methods.gce import check_q, generalised_cross_entropy
 from hansfree.methods.groups import gathered, judged_logits
 
@@ -307,7 +319,33 @@ class NeuronDifferentiation(Method):
             case _:
                 pass
 
+    # What it tells
+
+    def mined(self) -> Bool[Tensor, "samples"]:
+        """D_a."""
+        return self.in_a
+
+    def by_layer(self) -> dict[str, dict[str, float]]:
+        """The share of weights that A and B keep, and the IoU of both masks, from the first round on."""
+        if self.masks == "none" or self._is_whole:
+            return {}
+        a, b = self.masks_a.kept, self.masks_b.kept
+        both = iou_by_layer(*({name: mask.float() for name, mask in kept.items()} for kept in (a, b)))
+        return {"kept by A": shares(reserved(a)), "kept by B": shares(reserved(b)), "IoU of A and B": shares(both)}
+
+    def networks(self) -> dict[str, nn.Module]:
+        """Both sub-models, and Theta where it is still what cross-entropy made of it."""
+        if self._is_whole:
+            return {"student": self.student}
+        untouched = self.theta == "cross-entropy" and self.fine_tuning == "apart"
+        return {"sub-a": self.student, "sub-b": self.sub_b, **({"vanilla": self.trained} if untouched else {})}
+
     # Predictions
+
+    @property
+    def _is_whole(self) -> bool:
+        """Whether there is one student yet, and not two sub-models."""
+        return self.phase in ("warm-up", "split", "train")
 
     def predict(self, input: Tensor) -> Float[Tensor, "b classes"]:
         """Logits of A, of B or of both together, by ``predict_with``; of the one student before there are two."""
@@ -315,7 +353,7 @@ class NeuronDifferentiation(Method):
 
     def predictions(self, input: Tensor) -> dict[str, Tensor]:
         """``student``, as :meth:`predict`, and once there are two sub-models all four ways to predict with them."""
-        if self.phase in ("warm-up", "split", "train"):
+        if self._is_whole:
             return {"student": self.student(input)}
         a, b = self.student(input), self.sub_b(input)
         every = {"a": a, "b": b, "mean": mean_of(a, b), "confident": more_confident(a, b)}
