@@ -23,6 +23,7 @@ def name(request: pytest.FixtureRequest) -> str:
 
 SMALL = {"size": 24, "train": 64, "valid": 32, "test": 64}
 SETTINGS = {"objects-on-scenes": SMALL, "many-objects": SMALL, "accessories": SMALL, "cells": SMALL}
+SETTINGS["corrupted-images"] = {"limit": 200, "valid": 60, "test": 60}
 
 
 TESTS = {"digits": {"iid"}, "cells": {"iid"}, "pascal-voc": {"iid"}, "sun397": {"iid"}, "chest-x-ray": {"iid", "ood"}}

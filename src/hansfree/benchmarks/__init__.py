@@ -5,6 +5,7 @@ from hansfree.benchmarks.cells import CellImages
 from hansfree.benchmarks.chest_x_ray import ChestXRay
 from hansfree.benchmarks.coco_on_places import CocoOnPlaces
 from hansfree.benchmarks.coloured_digits import ColouredDigits
+from hansfree.benchmarks.corrupted_images import CorruptedImages
 from hansfree.benchmarks.dogs_with_ties import DogsWithTies
 from hansfree.benchmarks.folder import Folder
 from hansfree.benchmarks.folder_with_accessories import FolderWithAccessories
@@ -20,6 +21,7 @@ from hansfree.core import Benchmark
 BENCHMARKS: dict[str, type[Benchmark]] = {
     "coloured-digits": ColouredDigits,
     "mnist-background": MNISTBackground,
+    "corrupted-images": CorruptedImages,
     "objects-on-scenes": ObjectsOnScenes,
     "many-objects": ManyObjects,
     "accessories": Accessories,
@@ -43,6 +45,7 @@ __all__ = [
     "ChestXRay",
     "CocoOnPlaces",
     "ColouredDigits",
+    "CorruptedImages",
     "DogsWithTies",
     "Folder",
     "FolderWithAccessories",
