@@ -184,21 +184,23 @@ def tally(
     ``annotated`` says for which categories an image has labels at all. No more than a few million values of enlarged
     maps are held at a time.
     """
-    samples, units = maps.shape[:2]
-    size = mask.shape[-2], mask.shape[-1]
+    units, size = maps.shape[1], (mask.shape[-2], mask.shape[-1])
     counts = Counts.none(len(thresholds), units, len(category), annotated.shape[1])
-    shown = mask.flatten(2).transpose(1, 2).float()  # sums of a picture's pixels are exact in single precision
-    belongs = F.one_hot(category[number], annotated.shape[1]).float()
-    for some in torch.arange(units).split(max(1, _MOST // (samples * size[0] * size[1]))):
-        enlarged = F.interpolate(maps[:, some].float(), size, mode="bilinear", align_corners=False)
-        for row, threshold in enumerate(thresholds):
-            active = (enlarged > threshold[some, None, None]).flatten(2).float()
-            area, both = active.sum(2).double(), torch.bmm(active, shown)
-            touches = (both @ belongs > 0).double()
-            counts.both[row, some[:, None], number] += both.double().sum(0).long().cpu()
-            counts.touching[row, some] += (area[..., None] * touches).sum(0).long().cpu()
-            counts.active[row, some] += (area.T @ annotated.double()).long().cpu()
-    counts.concept[number] += mask.sum((0, 2, 3)).cpu()
+    for map, masks, known in zip(maps.float(), mask, annotated.double()):
+        there = masks.flatten(1).any(1)
+        own, shown = number[there], masks[there].flatten(1).T.float()
+        belongs = F.one_hot(category[own], len(known)).float()
+        for some in torch.arange(units, device=maps.device).split(max(1, _MOST // (size[0] * size[1]))):
+            enlarged = F.interpolate(map[None, some], size, mode="bilinear", align_corners=False)[0].flatten(1)
+            for row, threshold in enumerate(thresholds):
+                active = (enlarged > threshold[some, None]).float()
+                both, area = active @ shown, active.sum(1, keepdim=True)  # sums of a picture's pixels are exact
+                touches = both @ belongs > 0
+                place = some.cpu()
+                counts.both[row, place[:, None], own.cpu()] += both.long().cpu()
+                counts.touching[row, place] += (area * touches).long().cpu()
+                counts.active[row, place] += (area * known).long().cpu()
+    counts.concept[number.cpu()] += mask.sum((0, 2, 3)).cpu()
     counts.pixels.add_(annotated.sum(0).cpu() * size[0] * size[1])
     return counts
 
