@@ -155,3 +155,11 @@ def test_a_run_keeps_all_of_it(tmp_path):
         assert kept["tsne_vanilla"].shape == (60, 2)
         assert kept["cka_sub-a_sub-b"].shape == (3, 3)
         assert str(kept["split"]) == "shift"
+    page = folder.report.read_text()
+    for words in (
+        *("Accuracy of the sub-models", "Conflicting samples found", "What the masks keep", "IoU of A and B"),
+        *("What the models represent", "coloured by bias", "CKA of sub-model A (rows) and sub-model B (columns)"),
+        *("16 of 160 training samples conflict with it (10 %)", "colour of 3", "accuracy with and against"),
+    ):
+        assert words.lower() in page.lower(), words
+    assert page.count("<img") >= 6

@@ -8,10 +8,10 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from hansfree.report import charts, tables
+from hansfree.report import charts, sub_models, tables
 from hansfree.report.page import Page
 from hansfree.report.results import Section, parts_of, shown_variants, variant_titles
-from hansfree.report.spelling import to_csv, to_latex, to_markdown
+from hansfree.report.spelling import escaped, to_csv, to_latex, to_markdown
 from hansfree.runs import RunFolder, SuiteFolder, open_folder, read_results, write_text
 
 
@@ -50,6 +50,11 @@ def _spelt_tables(title: str, results: Section) -> tuple[str, str, str]:
     if others:
         tried = tables.method_table(results, others)
         markdown += f"\n## Settings that were tried and not chosen\n\n{to_markdown(tried)}"
+    for further in sub_models.TABLES:
+        if (more := further(results, shown)) is not None:
+            markdown += f"\n## {more.title}\n\n{to_markdown(more)}"
+            latex += f"\n% {more.title}\n{to_latex(more)}"
+    markdown += "".join(f"\n{escaped(sentence)}\n" for sentence in sub_models.verdicts(results, shown))
     if title:
         markdown, latex = f"## {title}\n\n{markdown}", f"% {title}\n{latex}"
     return markdown, to_csv(everything), latex

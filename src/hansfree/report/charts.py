@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 from markupsafe import Markup, escape
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from hansfree.report.statistics import Estimate
 
@@ -321,6 +321,26 @@ def _frame(
     return frame
 
 
+# Shares -------------------------------------------------------------------------------------------------------
+
+
+def share_table(
+    rows: Sequence[str], columns: Sequence[str], values: Sequence[Sequence[float]], caption: str, corner: str = ""
+) -> Markup:
+    """Shares in [0, 1] as a table whose cells are the darker the nearer they are to 1; beyond the ends, as the end."""
+    head = tag("tr", tag("th", corner, scope="col"), *(tag("th", column, scope="col") for column in columns))
+    body = [tag("tr", tag("th", name, scope="row"), *map(_share, row)) for name, row in zip(rows, values, strict=True)]
+    return tag("div", tag("table", tag("caption", caption), head, *body, class_="shares"), class_="scroll")
+
+
+def _share(value: float) -> Markup:
+    if not math.isfinite(value):
+        return tag("td", "–")
+    depth = min(max(value, 0.0), 1.0)
+    text = f"{value:.2f}".replace("-", "−")
+    return tag("td", text, style=f"--share: {100 * depth:.0f}%", class_="deep" if depth > 0.6 else None)
+
+
 # Images -------------------------------------------------------------------------------------------------------
 
 RELEVANCE = (
@@ -371,6 +391,33 @@ def map_uri(map: np.ndarray, limit: float) -> str:
     coloured = Image.fromarray(index)
     coloured.putpalette(relevance_palette())
     return _data_uri(coloured)
+
+
+GROUPS = (
+    (214, 39, 40), (255, 191, 0), (31, 119, 180), (44, 160, 44), (148, 103, 189),
+    (23, 190, 207), (140, 86, 75), (227, 119, 194), (127, 127, 127), (188, 189, 34),
+)  # fmt: skip
+"""Colours of groups of samples; further groups begin again."""
+PLANE = 260
+"""Width and height of a plane of samples, in pixels."""
+
+
+def plane_uri(points: np.ndarray, group: np.ndarray) -> str:
+    """Samples at ``points`` [n, 2], coloured by ``group`` [n], as a data URI; the plane is stretched to fit."""
+    fine, radius = 3 * PLANE, 7
+    low, high = points.min(0), points.max(0)
+    places = (points - low) / np.maximum(high - low, 1e-12) * (fine - 4 * radius) + 2 * radius
+    canvas = Image.new("RGB", (fine, fine), (255, 255, 255))
+    pen = ImageDraw.Draw(canvas)
+    for (x, y), number in zip(places.tolist(), group.tolist()):
+        pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=group_colour(number))
+    drawn = canvas.resize((PLANE, PLANE), Image.Resampling.BOX)
+    return _data_uri(drawn.quantize(64, dither=Image.Dither.NONE))
+
+
+def group_colour(number: int) -> tuple[int, int, int]:
+    """The colour of a group; grey for one that is not known."""
+    return GROUPS[number % len(GROUPS)] if number >= 0 else (200, 200, 200)
 
 
 @cache

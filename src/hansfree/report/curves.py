@@ -1,6 +1,6 @@
 """How training went: the loss terms and the validation accuracy of every seed, against steps over all stages."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from markupsafe import Markup
@@ -38,6 +38,18 @@ def _traces(
     trained: dict[str, list[tuple[float, float]]] = {}
     validated: dict[str, list[tuple[float, float]]] = {}
     accuracy: list[tuple[float, float]] = []
+    for step, record in over_all_stages(records):
+        into = trained if record["event"] == "step" else validated
+        for term, value in (record.get("terms") or {}).items():
+            if value is not None:
+                into.setdefault(term, []).append((step, value))
+        if record["event"] == "valid" and (record.get("metrics") or {}).get("acc") is not None:
+            accuracy.append((step, record["metrics"]["acc"]))
+    return dict(trained), dict(validated), accuracy
+
+
+def over_all_stages(records: Iterable[Section]) -> Iterator[tuple[int, Section]]:
+    """The steps and validations among ``records``, each with its step counted over all stages."""
     stage, before, latest = None, 0, 0
     for record in records:
         if record.get("event") not in ("step", "valid"):
@@ -45,10 +57,4 @@ def _traces(
         if record.get("stage") != stage:
             stage, before = record.get("stage"), latest
         latest = max(latest, before + record["step"])
-        into = trained if record["event"] == "step" else validated
-        for term, value in (record.get("terms") or {}).items():
-            if value is not None:
-                into.setdefault(term, []).append((before + record["step"], value))
-        if record["event"] == "valid" and (record.get("metrics") or {}).get("acc") is not None:
-            accuracy.append((before + record["step"], record["metrics"]["acc"]))
-    return dict(trained), dict(validated), accuracy
+        yield before + record["step"], record

@@ -79,6 +79,8 @@ def facts_of(
     if config.get("benchmark"):
         told = [_section_text(config["benchmark"]) + _sizes(data), *_training_data(config)]
         yield "Data", "; ".join(told) + _differing(config, _DATA)
+    if data.get("shortcut"):
+        yield "Shortcut", _shortcut_text(data["shortcut"])
     teacher = config.get("teacher")
     if teacher:
         yield "Teacher", _teacher_text(teacher, config)
@@ -166,6 +168,23 @@ def _sizes(data: Section) -> str:
         f"{split['size']} {name}" for name, split in splits.items() if isinstance(split, Mapping) and "size" in split
     ]
     return f": {', '.join(sizes)}" if sizes else ""
+
+
+def _shortcut_text(shortcut: Section) -> str:
+    """How many training samples conflict with the known bias, and how much of the label it tells in each split."""
+    train = shortcut.get("train") or {}
+    size, conflicting = train.get("size") or 0, train.get("conflicting") or 0
+    told: list[str] = []
+    if size:
+        told.append(f"{conflicting} of {size} training samples conflict with it ({100 * conflicting / size:.2g} %)")
+    powers = [
+        f"{split['predictive_power']:.2f} in {name}"
+        for name, split in shortcut.items()
+        if split.get("predictive_power") is not None
+    ]
+    if powers:
+        told.append(f"its predictive power I(A; Y) / H(Y) is {', '.join(powers)}")
+    return "; ".join(told)
 
 
 def _aligned_share(data: Section) -> float | None:

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from hansfree.report import charts, notices, tables
+from hansfree.report import charts, notices, sub_models, tables
 from hansfree.report.curves import panels
 from hansfree.report.facts import as_yaml, facts_of, flat_config, meanings, plain_text, story, without_empty
 from hansfree.report.heatmaps import Heatmaps, MapGrid, Tile, read_heatmaps
 from hansfree.report.notices import Notice
+from hansfree.report.representations import Representations
 from hansfree.report.results import (
     SPLITS,
     Findings,
@@ -284,6 +285,38 @@ class Page:
             drawn.append((title, charts.series_chart(series, "diagonal shift in pixels", percent=False)))
         return drawn
 
+    # Parts of models
+
+    @property
+    def sub_model_tables(self) -> list[tables.Table]:
+        """Accuracies of sub-models, and how well conflicting samples were found."""
+        return [table for made in sub_models.TABLES if (table := made(self.results, self.shown)) is not None]
+
+    @property
+    def verdicts(self) -> list[str]:
+        """Whether masks earn their place, a sentence or two for each variant that has controls."""
+        return sub_models.verdicts(self.results, self.shown)
+
+    @property
+    def courses(self) -> list[tuple[str, list[Markup]]]:
+        """What masks kept of each layer over training: a variant's title, and its tables."""
+        drawn = []
+        for variant in self.shown:
+            seeds = [folder.read_metrics() for name, folder in self._finished if name == variant]
+            found = [_course(course) for course in sub_models.courses(seeds)]
+            if found:
+                drawn.append((self.titles[variant], found))
+        return drawn
+
+    @cached_property
+    def representations(self) -> list[tuple[str, Representations]]:
+        """What representations look like, of each variant's first finished seed that kept them."""
+        first: dict[str, Representations] = {}
+        for variant, folder in self._finished:
+            if variant in self.shown and variant not in first and folder.representations.exists():
+                first[variant] = Representations(read_heatmaps(folder.representations))
+        return [(self.titles[variant], found) for variant, found in first.items()]
+
     # Heatmaps
 
     @cached_property
@@ -334,6 +367,11 @@ class Page:
         return list(_files(self.place, self.cells))
 
 
+def _course(course: sub_models.Course) -> Markup:
+    steps = [str(step) for step in course.steps]
+    return charts.share_table(list(course.layers), steps, list(course.layers.values()), course.title, "step")
+
+
 def _end(name: str, found: Summary) -> charts.End:
     return charts.End(name, found.estimate, tuple(found.values.values()) if found.estimate.n > 1 else ())
 
@@ -366,6 +404,7 @@ def _files(place: RunFolder | SuiteFolder, cells: Sequence[Section]) -> Iterator
         (run.metrics, "every step and validation"),
         (run.exported, "the model, as safetensors with its config"),
         (run.heatmaps, "the arrays behind the heatmaps"),
+        (run.representations, "the arrays behind the pictures of representations"),
     ):
         if path.exists():
             yield path.relative_to(run.path).as_posix(), what

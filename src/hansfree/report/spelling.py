@@ -21,9 +21,9 @@ def to_markdown(table: Table) -> str:
         return f"| {' | '.join(texts)} |\n"
 
     rule = line("---:" if column.parts else ":---" for column in table.columns)
-    body = "".join(line(_markdown(full_text(cell)) for cell in row.cells) for row in table.lines)
-    notes = "".join(f"\n{_markdown(note)}\n" for note in table.notes)
-    return line(_markdown(column.title) for column in table.columns) + rule + body + notes
+    body = "".join(line(escaped(full_text(cell)) for cell in row.cells) for row in table.lines)
+    notes = "".join(f"\n{escaped(note)}\n" for note in table.notes)
+    return line(escaped(column.title) for column in table.columns) + rule + body + notes
 
 
 def to_csv(table: Table) -> str:
@@ -99,7 +99,8 @@ def _replacing(characters: Mapping[str, str]) -> Callable[[str], str]:
     return lambda text: _one_line(text).translate(table)
 
 
-_markdown = _replacing({c: "\\" + c for c in "\\`*_[]|"} | {c: html.escape(c) for c in "<>&"})
+escaped = _replacing({c: "\\" + c for c in "\\`*_[]|"} | {c: html.escape(c) for c in "<>&"})
+"""Words as GitHub Markdown shows them, whatever signs they have."""
 _latex = _replacing(
     {c: "\\" + c for c in "&%$#_{}"}
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}

@@ -21,6 +21,9 @@ from hansfree.report.wording import p_value, percent, selection, supervision
 GROUP_METRICS = {"acc_wg": "worst group", "acc_group_mean": "per group", "acc_avg": "train-weighted"}
 """Accuracies over groups (class, bias), and what a reader calls them."""
 
+ALIGNMENT_METRICS = {"acc_bc": "conflicting", "acc_ba": "aligned"}
+"""Accuracies where the bias disagrees and where it agrees with the label, and what a reader calls them."""
+
 AGREEMENT_METRICS = {"agreement": "agreement"}
 """Measures of a student against its teacher, and what a reader calls them."""
 
@@ -94,7 +97,7 @@ def method_table(results: Section, variants: Iterable[str] | None = None) -> Tab
     ]
     for variant in chosen:
         own = [cell for cell in cells if cell["variant"] == variant]
-        measured = [_score_cell(found.student(variant, split), own, len(seeds)) for split in shown]
+        measured = [score_cell(found.student(variant, split), own, len(seeds)) for split in shown]
         difference = _difference_cell(found.student(variant, _compared(shown)), own, variant == reference)
         time = _time_cell(seconds[variant], seconds.get(yardstick) if yardstick else None)
         against = (difference,) if reference else ()
@@ -121,6 +124,15 @@ def group_table(results: Section, variants: Iterable[str] | None = None) -> Tabl
     which they count by their size in training. The last column compares the worst group of the last split.
     """
     return _by_split(results, variants, "Accuracy over groups", "group", GROUP_METRICS, _GROUPS)
+
+
+def alignment_table(results: Section, variants: Iterable[str] | None = None) -> Table | None:
+    """Accuracy where the bias disagrees with the label and where it agrees; None where no split has both.
+
+    The last column compares that on conflicting samples of the last split that has both.
+    """
+    title = "Accuracy with and against the shortcut"
+    return _by_split(results, variants, title, "alignment", ALIGNMENT_METRICS, _ALIGNMENT)
 
 
 def agreement_table(results: Section, variants: Iterable[str] | None = None) -> Table | None:
@@ -155,7 +167,7 @@ def localisation_table(results: Section, variants: Iterable[str] | None = None) 
     return _by_split(own, variants, "Where explanations are", "localisation", LOCALISATION_METRICS, note)
 
 
-FURTHER = (group_table, tier_table, agreement_table, ranking_table, localisation_table)
+FURTHER = (group_table, alignment_table, tier_table, agreement_table, ranking_table, localisation_table)
 """What is compared beside the headline, in order; each is None where there is nothing to compare."""
 
 
@@ -190,7 +202,7 @@ def _by_split(
     for variant in chosen:
         own = [cell for cell in cells if cell["variant"] == variant]
         line = [*_words(titles[variant], own)]
-        line += [_score_cell(found[thing].student(variant, thing[0]), own, len(seeds)) for thing in things]
+        line += [score_cell(found[thing].student(variant, thing[0]), own, len(seeds)) for thing in things]
         if compared:
             line.append(_difference_cell(found[compared].student(variant, compared[0]), own, variant == reference))
         lines.append(Line(variant, tuple(line), reason=_reason(own)))
@@ -208,6 +220,8 @@ _GROUPS = (
     "groups, each counting the same. Train-weighted: the mean over groups, each counting by its size in training; "
     "groups that training never showed count nothing."
 )
+
+_ALIGNMENT = "Conflicting: the samples whose bias disagrees with the label. Aligned: the others."
 
 _AGREEMENT = "Agreement is the share of samples for which student and teacher have the same highest logit."
 
@@ -310,7 +324,8 @@ def _teacher_line(name: str, title: str, scores: Iterable[Estimate | None], empt
     return Line(name, (*words, *measured, *[Cell("–")] * empty), is_teacher=True)
 
 
-def _score_cell(found: Summary | None, cells: Sequence[Section], seeds: int) -> Cell:
+def score_cell(found: Summary | None, cells: Sequence[Section], seeds: int) -> Cell:
+    """A measured thing of the variant whose runs are ``cells``, or why it has no number."""
     unfinished = [cell["status"] for cell in cells if cell.get("status") != "done"]
     if found is None:
         told = "N/A" if _is_not_applicable(cells) else unfinished[0] if unfinished else "not measured"
@@ -367,14 +382,18 @@ def _teacher_note(teachers: int, runs: int) -> str:
     return "Each teacher was trained once, so the chance in its own training is not in the intervals."
 
 
+def seeds_note(seeds: int) -> str:
+    """What stands behind each number."""
+    if seeds > 1:
+        return f"Each number is a mean over {seeds} seeds; ± is the half-width of its 95 % Student t interval."
+    return "There is one seed, so no number has an interval, and chance alone may explain differences."
+
+
 def _notes(seeds: int, reference: str | None, yardstick: str | None, teacher_note: str) -> tuple[str, ...]:
     notes = ["Supervision is what a method is given beyond class labels."]
-    if seeds > 1:
-        notes.append(f"Each number is a mean over {seeds} seeds; ± is the half-width of its 95 % Student t interval.")
-        if teacher_note:
-            notes.append(teacher_note)
-    else:
-        notes.append("There is one seed, so no number has an interval, and chance alone may explain differences.")
+    notes.append(seeds_note(seeds))
+    if seeds > 1 and teacher_note:
+        notes.append(teacher_note)
     if reference:
         paired = "paired by seed; p is that of a paired t-test" if seeds > 1 else "for the same seed"
         notes.append(f"Differences are from {reference}, {paired}.")
