@@ -429,6 +429,8 @@ class Predictions:
     """How many training samples each group (label, bias) has."""
     tiers: Mapping[str, Int[Tensor, "_"]] = field(default_factory=dict[str, Tensor])
     """Samples of each tier, where the split has parts that are judged apart."""
+    category: Int[Tensor, "classes"] | None = None
+    """Number of each class's category, -1 for a class in none; None where classes form no hierarchy."""
 
 
 @dataclass(frozen=True)

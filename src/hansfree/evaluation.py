@@ -87,15 +87,19 @@ def judge(
     splits: tuple[str, ...],
     batch_size: int,
     device: Device,
+    category: Tensor | None = None,
 ) -> dict[tuple[str, str], Predictions]:
-    """Predictions by (model, split) of the student, its sub-models and, where there is one, of its teacher."""
+    """Predictions by (model, split) of the student, its sub-models and, where there is one, of its teacher.
+
+    ``category`` is the number of each class's category, where classes form a hierarchy.
+    """
     train = benchmark.split("train")
     sizes = {} if train.bias is None else dict(Counter(zip(train.label.tolist(), train.bias.tolist())))
     judged: dict[tuple[str, str], Predictions] = {}
     for name in splits:
         split = benchmark.split(name)
         found = predictions_by_model(method, split, batch_size, device)
-        found = {model: replace(predictions, training_groups=sizes) for model, predictions in found.items()}
+        found = {m: replace(predictions, training_groups=sizes, category=category) for m, predictions in found.items()}
         if teacher is not None and teacher.lacks(name) is None:
             logits = logits_on(teacher.logits, split, batch_size, device)
             judged["teacher", name] = replace(found["student"], logits=logits)

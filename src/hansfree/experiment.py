@@ -29,6 +29,7 @@ from hansfree.parts import (
     RunConfig,
     TeacherConfig,
     make_benchmark,
+    make_category,
     make_explainer,
     make_method,
     make_model,
@@ -249,7 +250,8 @@ def evaluate(
     tests = settings.splits or tuple(name for name in benchmark.split_names() if name in TEST_SPLITS)
     rule = selection_rule(config, method)
     metrics, _ = make_selection(config, method, benchmark).validate(method, settings.batch_size, device)
-    judged = judge(method, teacher, benchmark, ("valid", *tests), settings.batch_size, device)
+    category = make_category(config, benchmark)
+    judged = judge(method, teacher, benchmark, ("valid", *tests), settings.batch_size, device, category)
     warnings = flags(folder, metrics, accuracy(judged["teacher", "valid"]) if teacher else None)
     warnings += store_warnings(config, teacher, tests)
     logged = [line.get("text") for line in folder.read_metrics() if line["event"] == "warning"]
@@ -329,6 +331,7 @@ def measure_maps(
                 explainer,
                 measured_with=spelled(section),
                 device=device,
+                mask_names=benchmark.mask_names,
                 **settings,
             )
     return found
@@ -510,6 +513,7 @@ def built(
             config.not_applicable,
         )
     make_selection(config, method, benchmark)
+    make_category(config, benchmark)
     config.training.total_steps(1)  # refuses training without a length
     for name in config.evaluation.splits or ():
         if name not in benchmark.split_names():

@@ -5,6 +5,7 @@ test split and with any explainers:
 
     student and teacher against each other    both maps of the teacher's highest class, as e2KD has it
     each against the mask or the boxes        the map of the label's class; of several labels, of each that is there
+    each against a truth of three bands       the same map, where masks show an object and its feature
     each against itself, shifted              the map of its own highest class
 """
 
@@ -16,11 +17,12 @@ from torch import Tensor, nn
 
 from hansfree.core import Batch, Draws, Explainer, LiveTeacher, Predictions, Split, Target, Teacher
 from hansfree.methods.class_choice import Top
-from hansfree.metrics import EXPLANATION_AGREEMENT, LOCALISATION, METRICS
+from hansfree.metrics import EXPLANATION_AGREEMENT, LOCALISATION, METRICS, TERNARY
 from hansfree.metrics.accuracy import members
 from hansfree.metrics.conflicts import mined_precision, mined_recall
 from hansfree.metrics.equivariance import period, shift_equivariance, shift_similarity, shifted
 from hansfree.metrics.explanation_agreement import WINDOW, at_size
+from hansfree.metrics.five_band import ternary_truth
 from hansfree.metrics.intervals import Interval, intervals
 from hansfree.metrics.localisation import class_mask
 from hansfree.metrics.measure import Sums, Whole, mean_of
@@ -117,16 +119,19 @@ def of_maps(
     shifts: int,
     batch_size: int,
     device: torch.device | str,
+    mask_names: tuple[str, ...] = (),
 ) -> list[Measurement]:
     """Measures of the maps that ``explainer`` draws for ``samples`` of the split ``name``, the same for every model.
 
     ``shifts`` is the largest diagonal shift of the curves of similarity under shifts, 0: none. Each point of a curve
-    is a measurement of its own, in the group ``shift:t``.
+    is a measurement of its own, in the group ``shift:t``. ``mask_names`` are the benchmark's, which tell whether masks
+    make a truth of three bands.
     """
     if teacher is not None and teacher.lacks(name, explainer) is not None:
         teacher = None
     parts = sample(len(split), samples).split(batch_size)
-    found = [scores(student, teacher, split.batch(index).to(device), explainer, shifts) for index in parts]
+    feature = mask_names.index("feature") if mask_names[:1] == ("object",) and "feature" in mask_names else None
+    found = [scores(student, teacher, split.batch(index).to(device), explainer, shifts, feature) for index in parts]
     values = {key: torch.cat([part[key] for part in found]) for key in found[0]}
     curves = {model: values.pop((model, CURVE)) for model, metric in list(values) if metric == CURVE}
     values |= {(model, "shift_equivariance"): shift_equivariance(curve) for model, curve in curves.items()}
@@ -151,8 +156,15 @@ def sample(count: int, samples: int) -> Tensor:
 
 
 @torch.no_grad()
-def scores(student: nn.Module, teacher: Teacher | None, batch: Batch, explainer: Explainer, shifts: int) -> Scores:
-    """Every measure of maps that applies to ``batch``, one number a sample."""
+def scores(
+    student: nn.Module,
+    teacher: Teacher | None,
+    batch: Batch,
+    explainer: Explainer,
+    shifts: int,
+    feature: int | None = None,
+) -> Scores:
+    """Every measure of maps that applies to ``batch``, one number a sample; ``feature`` is the number of its mask."""
     drawn = explainer.fixed_draws(batch.index)
     drawn = drawn if teacher is None else teacher.answerable(explainer, drawn)
     draws = {key: value.to(batch.index.device) for key, value in drawn.items()}
@@ -169,21 +181,25 @@ def scores(student: nn.Module, teacher: Teacher | None, batch: Batch, explainer:
                 found["student", name] = similarity(ours, theirs)
     for model, look in looking.items():
         if batch.mask is not None or batch.boxes is not None:
-            found |= {(model, name): values for name, values in located(look, batch, draws).items()}
+            found |= {(model, name): values for name, values in located(look, batch, draws, feature).items()}
         if shifts:
             found[model, CURVE] = curve(look, batch, draws, shifts)
     return found
 
 
-def located(look: Looking, batch: Batch, draws: Draws) -> dict[str, Tensor]:
-    """Measures of the map of the label's class against its mask or boxes, [b].
+def located(look: Looking, batch: Batch, draws: Draws, feature: int | None = None) -> dict[str, Tensor]:
+    """Measures of the map of the label's class against its mask or boxes, and against its ``feature`` too, [b].
 
     Where images have labels of several classes, [b, classes]: of each class that is there, not a number elsewhere.
     """
     if batch.label.ndim == 1:
         _, map = look(batch, batch.label, draws)
         mask = class_mask(batch, batch.label).cpu()
-        return {name: locate(map, mask) for name, locate in LOCALISATION.items()}
+        found = {name: locate(map, mask) for name, locate in LOCALISATION.items()}
+        if feature is not None and batch.mask is not None:
+            truth = ternary_truth(mask, batch.mask[:, feature].cpu())
+            found |= {name: values for measures in TERNARY for name, values in measures(map, truth).items()}
+        return found
     there = batch.label > 0.5
     order = there.int().argsort(dim=1, descending=True, stable=True)  # of each image, first the classes that are there
     found = {name: torch.full(there.shape, torch.nan, dtype=torch.double) for name in LOCALISATION}

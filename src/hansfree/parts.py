@@ -15,6 +15,7 @@ from hansfree.errors import NotGivenError, UserError
 from hansfree.evaluation import LOCALISING, Rule
 from hansfree.explainers import EXPLAINERS
 from hansfree.methods import METHODS
+from hansfree.metrics.class_similarity import categories_of, numbered
 from hansfree.models import load_model
 from hansfree.models.loading import imported
 from hansfree.report.wording import SUPERVISION
@@ -78,6 +79,8 @@ class EvaluationConfig(Schema):
     """Samples per split whose heatmaps are kept."""
     measure: MapsConfig | None = None
     """Explanations to be measured; null: predictions alone."""
+    categories: dict[str, str] | str | None = None
+    """Category of each class, for entropy within categories: a mapping, or a file of one; null: the benchmark's own."""
     pictures: tuple[Picture, ...] = ()
     """What representations look like, of at most 1,000 samples of one test split: tsne or umap (features in the plane,
     of each sub-model, coloured by class and by bias) and cka (how alike layers are)."""
@@ -176,6 +179,12 @@ def make_benchmark(config: RunConfig, read: Callable[[Section], Benchmark] = nam
 def make_stored_data(config: RunConfig) -> Benchmark:
     """The benchmark that a store of the config's teacher is about: every training sample, as it stands."""
     return make_benchmark(config.model_copy(update={"shots": None, "augmentation": None, "teacher": None}))
+
+
+def make_category(config: RunConfig, benchmark: Benchmark) -> torch.Tensor | None:
+    """The number of each class's category, where the config or the benchmark names categories."""
+    given = config.evaluation.categories
+    return numbered(benchmark.classes, benchmark.categories if given is None else categories_of(given))
 
 
 def make_explainer(section: Section | None) -> Explainer | None:

@@ -1,6 +1,7 @@
 """Drawn cells: exact shapes, a truth of three bands, the same at every size."""
 
 import math
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -8,7 +9,10 @@ from torch.nn import functional as F
 
 from hansfree.benchmarks import CellImages
 from hansfree.benchmarks.cells import CATEGORIES, CLASSES, FINE, LEAST, NOTHING, REACH, TAILS, Cells, draw, shares
+from hansfree.core import Explainer, Explanation
 from hansfree.errors import UserError
+from hansfree.explainers import InputGradient
+from hansfree.measuring import of_maps
 
 
 def plain(kind, **changes):
@@ -115,3 +119,32 @@ def test_what_cannot_be_drawn_is_refused():
         CellImages(size=8)
     with pytest.raises(UserError, match=r"benchmark\.train is 3"):
         CellImages(train=3)
+
+
+def test_maps_of_cells_are_measured_against_three_bands(cells):
+    """Planted: an explainer that shows the truth, for a model that knows it."""
+
+    @dataclass(frozen=True)
+    class Knowing(Explainer):
+        def __call__(self, model, input, target, *, draws=None):
+            masks = split.batch(torch.arange(20)).mask
+            shown = 0.4 * (masks[:, :1] > 0.5) + 0.5 * (masks[:, 1:] > 0.5)
+            return Explanation(torch.zeros(len(input), 10), shown)
+
+    split = cells.split("iid")
+    settings = {"measured_with": "truth", "samples": 20, "shifts": 0, "batch_size": 20, "device": "cpu"}
+    found = of_maps(torch.nn.Identity(), None, split, "iid", Knowing(), mask_names=cells.mask_names, **settings)
+    values = {m.metric: m.value for m in found}
+    perfect = ("five_band_hard_accuracy", "five_band_best_recall_corrected", "object_auroc", "feature_auprc")
+    assert [values[name] for name in perfect] == pytest.approx([1] * 4)
+    assert values["five_band_hard_recall"] == pytest.approx(0.9, abs=1e-4)  # two of twenty show nothing
+    assert values["five_band_hard_recall_objects"] == pytest.approx(1, abs=1e-4)
+    without = of_maps(torch.nn.Identity(), None, split, "iid", Knowing(), **settings)
+    assert not any(m.metric.startswith(("five_band", "object_", "feature_")) for m in without)
+
+
+def test_sizes_of_gradients():
+    torch.manual_seed(0)
+    network, x = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 2)), torch.rand(2, 3, 2, 2)
+    signed, sizes = (InputGradient(absolute=a)(network, x, torch.tensor([0, 1])).map for a in (False, True))
+    assert torch.equal(sizes, signed.abs()) and (signed < 0).any()

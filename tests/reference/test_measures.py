@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scipy import stats
+from scipy import special, stats
 from scipy.spatial import distance
 from skimage.metrics import structural_similarity
 from sklearn import metrics as sklearn
@@ -45,7 +45,7 @@ QUIET = {"disable_warnings": True, "display_progressbar": False}
 # By hand ------------------------------------------------------------------------------------------------------
 
 
-def said(logits, label=None, teacher=None, bias=None, training=None):
+def said(logits, label=None, teacher=None, bias=None, training=None, category=None):
     """Predictions; numbers in lists."""
     several = label is not None and isinstance(label[0], list)
     return Predictions(
@@ -54,6 +54,7 @@ def said(logits, label=None, teacher=None, bias=None, training=None):
         None if bias is None else torch.tensor(bias),
         None if teacher is None else torch.tensor(teacher, dtype=torch.double),
         training or {},
+        category=None if category is None else torch.tensor(category),
     )
 
 
@@ -83,9 +84,18 @@ def layer(*rows):
 
 
 WORDS = {"counts": counts, "truths": truths, "layer": layer}
-WORDS |= {"said": said, "picture": picture, "curves": curves, "log": math.log, "log2": math.log2, "nan": math.nan}
+WORDS |= {
+    "said": said,
+    "picture": picture,
+    "curves": curves,
+    "log": math.log,
+    "log2": math.log2,
+    "exp": math.exp,
+    "nan": math.nan,
+}
 GROUPS = "said([[2, 0], [0, 1], [0, 1]], label=[0, 0, 1], bias=[0, 0, 1], training={(0, 0): 3, (1, 1): 1})"
 MIXED = "said([[2, 0], [0, 1], [0, 1]], label=[0, 0, 1], bias=[0, 1, 0])"
+ALIKE = "[[log(3), log(2), log(1)], [0, 9, 0]], label=[0, 0], category=[0, 0, -1]"
 NOWHERE = "picture([[-1, 0], [0, 0]]), picture([[1, 0], [0, 0]])"
 
 BY_HAND = {
@@ -107,6 +117,10 @@ BY_HAND = {
     "ece": ("said([[log(3), 0], [log(3), 0]], label=[0, 1])", "3/4 - 1/2"),
     "brier": ("said([[log(3), 0]], label=[0])", "(1/4)**2 + (1/4)**2"),
     "nll": ("said([[log(3), 0]], label=[0])", "log(4/3)"),
+    "entropy_entire": (f"said({ALIKE})", "1/2 * log2(2) + 1/3 * log2(3) + 1/6 * log2(6)"),
+    "entropy_category": (f"said({ALIKE})", "3/5 * log2(5/3) + 2/5 * log2(5/2)"),
+    "entropy_category_double": ("said([[99, 0, 0]], label=[0], category=[0, 0, -1])",
+                                "log2(1 + exp(1)) - exp(1) / (1 + exp(1)) * log2(exp(1))"),
     "f1": ("said([[1, -1], [1, 1]], label=[[1, 0], [0, 1]])", "2 * 2 / (2 * 2 + 1 + 0)"),
     "mean_average_precision": (
         "said([[3, 1], [2, 1], [1, 0]], label=[[1, 0], [0, 1], [1, 0]])",
@@ -163,7 +177,8 @@ class Case:
         logits, teacher = 2 * torch.randn(2, self.n, self.classes, generator=g, dtype=torch.double)
         label, bias = torch.randint(self.classes, (self.n,), generator=g), torch.randint(2, (self.n,), generator=g)
         sizes = {(y, a): 1 + 3 * y + a for y in range(self.classes) for a in range(2)}
-        self.p = Predictions(logits, label, bias, teacher, sizes)
+        self.category = torch.tensor([0, 1, 0, -1, 1, 1, 2])
+        self.p = Predictions(logits, label, bias, teacher, sizes, category=self.category)
         self.right = (logits.argmax(1) == label).numpy()
         self.probability = logits.softmax(1).numpy()
         self.group = list(zip(label.tolist(), bias.tolist()))
@@ -186,6 +201,21 @@ class Case:
     def accuracy_where(self, aligned: bool) -> float:
         at = (self.p.bias == self.p.label) == aligned
         return sklearn.accuracy_score(self.p.label[at], self.p.logits[at].argmax(1))
+
+
+def _entropies(case, double=False):
+    """Of each right sample whose class is in a category of several, within that category."""
+    found = []
+    for p, label, right in zip(case.probability, case.p.label, case.right):
+        members = [k for k in range(7) if case.category[k] == case.category[label] != -1]
+        if right and len(members) > 1:
+            found.append(stats.entropy(special.softmax(p[members]) if double else p[members], base=2))
+    return found
+
+
+def _entropy_entire(case):
+    at = case.right & np.isin(case.p.label, [0, 1, 2, 4, 5])
+    return stats.entropy(case.probability[at], base=2, axis=1).mean()
 
 
 def _average(case):
@@ -295,6 +325,13 @@ AGAINST = {
         lambda c: sklearn.brier_score_loss(c.p.label, c.probability, labels=range(7), scale_by_half=False),
     ),
     "nll": ("scikit-learn `log_loss`", of("p"), lambda c: sklearn.log_loss(c.p.label, c.probability, labels=range(7))),
+    "entropy_entire": ("SciPy `entropy`", of("p"), _entropy_entire),
+    "entropy_category": ("SciPy `entropy`", of("p"), lambda c: np.mean(_entropies(c))),
+    "entropy_category_double": (
+        "SciPy `softmax` and `entropy`",
+        of("p"),
+        lambda c: np.mean(_entropies(c, double=True)),
+    ),
     "f1": (
         "scikit-learn `f1_score`",
         of("several"),
@@ -559,7 +596,8 @@ def test_a_draw_is_the_measure_of_the_samples_drawn():
     generator = torch.Generator().manual_seed(5)
     index = torch.randint(60, (1, 60), generator=generator)[0]
     p = case.p
-    drawn = Predictions(p.logits[index], p.label[index], p.bias[index], p.teacher_logits[index], p.training_groups)
+    taken = p.logits[index], p.label[index], p.bias[index], p.teacher_logits[index], p.training_groups
+    drawn = Predictions(*taken, category=p.category)
     for name, metric in METRICS.items():
         if name not in ("f1", "mean_average_precision"):
             sums = metric.sums(p)

@@ -26,6 +26,8 @@ class InputGradient(Explainer):
     """map = dy_k / dx, of the input's shape. Works for any network that autograd differentiates twice."""
 
     statistics: Statistics = "constant"
+    absolute: bool = False
+    """|dy_k / dx|, channel by channel: the saliency of Simonyan et al., whose sign means nothing."""
 
     def __post_init__(self) -> None:
         check_statistics(self.statistics)
@@ -37,6 +39,7 @@ class InputGradient(Explainer):
         place = place_of(model, input)
         found = propagate(place.network, place.input, target, statistics=self.statistics)
         signal = found.signal
+        signal = signal.abs() if self.absolute else signal
         map = at_real_tokens(signal.norm(dim=-1), input) if isinstance(input, Tokens) else signal
         return Explanation(found.logits, map)
 

@@ -3,7 +3,8 @@
 ``METRICS`` take the predictions on a split and return a number or None; ``EXPLANATION_AGREEMENT`` take the maps of two
 models and ``LOCALISATION`` maps and masks, and return one number a sample; ``EQUIVARIANCE`` are about maps of shifted
 images, ``CONFLICTS`` about the training data, ``SIMILARITY`` about layers. ``MEASURES`` are all of them;
-docs/measures.md shows each with its formula and source.
+docs/measures.md shows each with its formula and source. ``TERNARY`` take maps and truths of three bands, and return
+many scores at once.
 """
 
 from collections.abc import Callable
@@ -21,9 +22,11 @@ from hansfree.metrics.accuracy import (
 from hansfree.metrics.agreement import agreement, agreement_top5, jensen_shannon
 from hansfree.metrics.calibration import brier, ece, nll
 from hansfree.metrics.cka import linear_cka, minibatch_cka
+from hansfree.metrics.class_similarity import entropy_category, entropy_category_double, entropy_entire
 from hansfree.metrics.conflicts import mined_precision, mined_recall, predictive_power
 from hansfree.metrics.equivariance import period, shift_equivariance, shift_similarity
 from hansfree.metrics.explanation_agreement import EXPLANATION_AGREEMENT
+from hansfree.metrics.five_band import TERNARY
 from hansfree.metrics.localisation import LOCALISATION
 from hansfree.metrics.measure import Measure
 from hansfree.metrics.multi_label import f1, mean_average_precision
@@ -41,6 +44,9 @@ METRICS: dict[str, Measure] = {
     "ece": ece,
     "brier": brier,
     "nll": nll,
+    "entropy_entire": entropy_entire,
+    "entropy_category": entropy_category,
+    "entropy_category_double": entropy_category_double,
     "f1": f1,
     "mean_average_precision": mean_average_precision,
 }
@@ -79,6 +85,7 @@ __all__ = [
     "MEASURES",
     "METRICS",
     "SIMILARITY",
+    "TERNARY",
     "accuracy",
     "agreement",
     "aligned_accuracy",
