@@ -222,6 +222,33 @@ def waterbirds(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def labelled_names(tmp_path_factory):
+    """Small BFFHQ and BAR as DFA ships them: names end with class and bias; two conflicting faces, six actions."""
+    root = tmp_path_factory.mktemp("labelled")
+    random = np.random.default_rng(0)
+
+    def put(folder, count, label, bias, ending):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+        for number in range(count):
+            pixels = random.integers(0, 256, (12, 10 + number, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / folder / f"{number}_{label}_{bias}.{ending}")
+
+    for y in range(2):
+        put(f"bffhq/0.5pct/align/{y}", 6, y, y, "png")
+        put(f"bffhq/0.5pct/conflict/{y}", 1, y, 1 - y, "png")
+        for bias in range(2):
+            put("bffhq/valid", 4, y, bias, "png")
+            put("bffhq/test", 4, y, bias, "png")
+    for y in range(6):
+        put(f"bar/train/align/{y}", 3, y, y, "jpg")
+        put(f"bar/train/conflict/1pct/{y}", 1, y, (y + 1) % 6, "jpg")
+        for bias in (y, (y + 2) % 6):
+            put(f"bar/valid/{y}", 2, y, bias, "jpg")
+            put(f"bar/test/{y}", 2, y, bias, "jpg")
+    return root
+
+
+@pytest.fixture(scope="session")
 def x_rays(tmp_path_factory):
     """Chest X-rays of three classes: 10 internal patients each, those of pneumonia with two images; masks for all."""
     root = tmp_path_factory.mktemp("x-rays")

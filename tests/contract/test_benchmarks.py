@@ -37,6 +37,7 @@ def make(
     stanford_dogs: Path,
     coco_and_places: dict[str, Path],
     waterbirds: Path,
+    labelled_names: Path,
     x_rays: Path,
     voc: Path,
     sun397: Path,
@@ -54,6 +55,8 @@ def make(
             settings = {**coco_and_places, "size": 24, "train": 2, "valid": 1, "test": 1}
         if name == "waterbirds":
             settings = {"root": waterbirds, "size": 24, "segmentations": waterbirds / "segmentations"}
+        if name in ("bffhq", "bar"):
+            settings = {"root": labelled_names, "size": 24} | ({"conflicting": "1pct"} if name == "bar" else {})
         if name == "chest-x-ray":
             settings = {"root": x_rays, "size": 24, "masks": x_rays / "masks"}
         if name == "pascal-voc":

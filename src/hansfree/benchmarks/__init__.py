@@ -6,9 +6,11 @@ from hansfree.benchmarks.chest_x_ray import ChestXRay
 from hansfree.benchmarks.coco_on_places import CocoOnPlaces
 from hansfree.benchmarks.coloured_digits import ColouredDigits
 from hansfree.benchmarks.corrupted_images import CorruptedImages
+from hansfree.benchmarks.digits_many_shortcuts import DigitsManyShortcuts
 from hansfree.benchmarks.dogs_with_ties import DogsWithTies
 from hansfree.benchmarks.folder import Folder
 from hansfree.benchmarks.folder_with_accessories import FolderWithAccessories
+from hansfree.benchmarks.labelled_names import BAR, BFFHQ
 from hansfree.benchmarks.many_objects import ManyObjects
 from hansfree.benchmarks.mnist_background import MNISTBackground
 from hansfree.benchmarks.objects_on_scenes import ObjectsOnScenes
@@ -21,6 +23,7 @@ from hansfree.core import Benchmark
 BENCHMARKS: dict[str, type[Benchmark]] = {
     "coloured-digits": ColouredDigits,
     "mnist-background": MNISTBackground,
+    "digits-many-shortcuts": DigitsManyShortcuts,
     "corrupted-images": CorruptedImages,
     "objects-on-scenes": ObjectsOnScenes,
     "many-objects": ManyObjects,
@@ -28,6 +31,8 @@ BENCHMARKS: dict[str, type[Benchmark]] = {
     "coco-on-places": CocoOnPlaces,
     "dogs-with-ties": DogsWithTies,
     "waterbirds": Waterbirds,
+    "bffhq": BFFHQ,
+    "bar": BAR,
     "chest-x-ray": ChestXRay,
     "pascal-voc": PascalVOC,
     "sun397": SUN397,
@@ -38,7 +43,9 @@ BENCHMARKS: dict[str, type[Benchmark]] = {
 }
 
 __all__ = [
+    "BAR",
     "BENCHMARKS",
+    "BFFHQ",
     "SUN397",
     "Accessories",
     "CellImages",
@@ -46,6 +53,7 @@ __all__ = [
     "CocoOnPlaces",
     "ColouredDigits",
     "CorruptedImages",
+    "DigitsManyShortcuts",
     "DogsWithTies",
     "Folder",
     "FolderWithAccessories",

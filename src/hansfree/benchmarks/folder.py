@@ -484,10 +484,12 @@ class Folder(Divided[FolderSplit]):
 
 
 def described(split: FolderSplit, root: Path) -> dict[str, Any]:
-    """Of a split its size, its groups and a fingerprint."""
+    """Of a split its size, how many images have their class's place and how many another, groups and a fingerprint."""
     groups = Counter((row.y, row.place) for row in split.rows)
     counts = {f"y:{y},a:{place}" if place else f"y:{y}": count for (y, place), count in sorted(groups.items())}
-    return {"size": len(split), "groups": counts, "sha256": fingerprint(split.rows, root)}
+    aligned = sum(row.y == row.place for row in split.rows)
+    told = {} if split.bias is None else {"aligned": aligned, "conflicting": len(split) - aligned}
+    return {"size": len(split), **told, "groups": counts, "sha256": fingerprint(split.rows, root)}
 
 
 def fingerprint(rows: Iterable[Row], root: Path) -> str:
