@@ -48,6 +48,8 @@ from hansfree.store.identity import digest_of_model
 
 QUANTILE, IOU = 0.005, 0.05
 """The published settings."""
+ADJUSTED = 0.5
+"""Our threshold of the adjusted IoU: half of the way from chance to the most that can be."""
 SHOWN_IMAGES = 5
 SHOWN_UNITS = 4
 SHOWN_CONCEPTS = 4
@@ -72,6 +74,7 @@ def dissect(
     layers: Sequence[str] = (),
     quantiles: Sequence[float] = (QUANTILE,),
     iou_thresholds: Sequence[float] = (IOU,),
+    adjusted_thresholds: Sequence[float] = (ADJUSTED,),
     seed: int | None = None,
     draw_by: Rule = "published",
     batch_size: int = 32,
@@ -83,8 +86,9 @@ def dissect(
     """Dissect ``layers`` of ``model`` (none: its last feature map) and return what results.json then holds.
 
     ``name`` is the model's in rows and pictures. Rows of the first quantile and IoU threshold are ``measured_with`` the
-    layer; those of others say which. ``draw_by`` is the IoU by which pictures choose units. ``memory`` bounds the
-    tables of the thresholds, in bytes. ``watch`` is told images done, and all that there are to do.
+    layer; those of others say which. The adjusted IoU has thresholds of its own. ``draw_by`` is the IoU by which
+    pictures choose units. ``memory`` bounds the tables of the thresholds, in bytes. ``watch`` is told images done, and
+    all that there are to do.
 
     Raises ``UserError`` for an unknown layer, no image, no concept, or a folder that holds something else.
     """
@@ -119,12 +123,14 @@ def dissect(
     with atomic_path(place.figures / "dissection.npz") as path:
         np.savez(path, **arrays)
     write_text(place.path / "units.csv", unit_table(study))
+    thresholds = {"iou_thresholds": list(iou_thresholds), "adjusted_thresholds": list(adjusted_thresholds)}
     environment = {"hansfree": version("hansfree"), "torch": torch.__version__, "device": str(device)}
+    rows = rows_of(study, iou_thresholds, adjusted_thresholds)
     results = {
         "schema": SCHEMA,
         "environment": {**environment, "time": {"seconds": time.time() - started}},
-        "config": {**settings, "iou_thresholds": list(iou_thresholds), "images": len(concepts)},
-        "rows": [{**row, "variant": name, "model": name, "seed": seed} for row in rows_of(study, iou_thresholds)],
+        "config": {**settings, **thresholds, "images": len(concepts)},
+        "rows": [{**row, "variant": name, "model": name, "seed": seed} for row in rows],
     }
     write_json(place.results, results)
     return results
@@ -246,7 +252,7 @@ def _nothing(rows: int) -> tuple[Tensor, Tensor]:
 # What is written
 
 
-def rows_of(study: Study, iou_thresholds: Sequence[float]) -> list[Row]:
+def rows_of(study: Study, iou_thresholds: Sequence[float], adjusted_thresholds: Sequence[float]) -> list[Row]:
     """Rows of results.json: detectors by category and in all, for every layer, quantile, IoU threshold and rule.
 
     ``best_iou`` is the mean over units of their highest IoU. Measures by rules that are not the published one end in
@@ -258,10 +264,11 @@ def rows_of(study: Study, iou_thresholds: Sequence[float]) -> list[Row]:
     for layer, counts in study.counts.items():
         for rule in RULES:
             suffix = "" if rule == "published" else f"_{rule}"
+            thresholds = adjusted_thresholds if rule == "adjusted" else iou_thresholds
             for quantile, scores in zip(study.thresholds[layer].quantiles, iou(counts, study.category, rule)):
                 first = quantile == study.thresholds[layer].quantiles[0]
-                for threshold in iou_thresholds:
-                    plain = first and threshold == iou_thresholds[0]
+                for threshold in thresholds:
+                    plain = first and threshold == thresholds[0]
                     how = layer if plain else f"{layer} quantile={quantile:g} iou={threshold:g}"
                     place = {**common, "benchmark": study.concepts.name, "measured_with": how}
                     for metric, measure in _MEASURES.items():

@@ -20,7 +20,7 @@ from hansfree.runs import RunFolder, read_json, read_results, write_text
 
 Entry = Mapping[str, Any]
 
-DIMMED = 0.25
+DIMMED = 0.4
 LINE = (255, 214, 0)
 RULES = {
     "": "as published: of images where a unit's active pixels touch a label of the category",
@@ -69,7 +69,9 @@ class Dissection:
             )
             told = f"{self.name}, unit {entry['unit']} of {entry['layer']}, image {image}, {entry['concept']} outlined"
             tiles.append(Tile(charts.image_uri(drawn), told, ""))
-        return Strip(f"{self.name}, unit {entry['unit']}", f"{detail}IoU {entry['iou']:.3f}", tuple(tiles))
+        return Strip(
+            f"{self.name}, unit {entry['unit']}", f"{detail}{entry['rule']} IoU {entry['iou']:.3f}", tuple(tiles)
+        )
 
 
 def lit(image: np.ndarray, active: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -133,7 +135,7 @@ class Page:
 
     def _lines(self, suffix: str, categories: Sequence[str]) -> Iterator[tuple[str, str, tuple[str, ...]]]:
         for one in self.dissections:
-            for how in dict.fromkeys(row["measured_with"] for row in one.rows if row["metric"] == "detectors"):
+            for how in dict.fromkeys(row["measured_with"] for row in one.rows if row["metric"] == f"detectors{suffix}"):
                 counts = [one.value(f"detectors{suffix}", how, category) for category in categories]
                 counts += [one.value(f"{kind}detectors{suffix}", how) for kind in ("unique_", "exclusive_", "")]
                 best = one.value(f"best_iou{suffix}", how)
