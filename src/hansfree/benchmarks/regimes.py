@@ -41,7 +41,7 @@ class Regime(Benchmark):
         self.whole, self._replaced, self._told = whole, dict(replaced), told
         self.name = whole.name  # pyright: ignore[reportAttributeAccessIssue]
         self.classes, self.biases, self.mask_names = whole.classes, whole.biases, whole.mask_names
-        self.input, self.gives = whole.input, gives
+        self.input, self.gives, self.categories = whole.input, gives, whole.categories
 
     def split(self, name: str) -> Split:
         """The replaced split, else the benchmark's own."""

@@ -288,6 +288,82 @@ def series_chart(
     )
 
 
+RADAR = 120
+"""Radius of a radar chart's outermost ring."""
+
+
+@dataclass(frozen=True)
+class RadarLine:
+    """One line of a radar chart: an estimate in [0, 1] for each axis; None where there is none."""
+
+    name: str
+    values: tuple[Estimate | None, ...]
+
+
+def radar(axes: Sequence[str], series: Sequence[RadarLine]) -> Markup:
+    """Several measures at once, each on an axis from 0 in the middle to 1; colours and markers as in other charts.
+
+    Raises ``ValueError`` for fewer than three axes, and for a line that has not a value or None for each.
+    """
+    if len(axes) < 3 or any(len(line.values) != len(axes) for line in series):
+        raise ValueError("A radar chart takes three axes or more, and of each line one value for each axis.")
+    rings = [
+        tag("polygon", points=_corners([RADAR * share] * len(axes)), class_="grid ring")
+        for share in (0.25, 0.5, 0.75, 1)
+    ]
+    spokes = [tag("line", x1="0", y1="0", x2=x, y2=y, class_="grid") for x, y in map(_spoke, *_turns(axes, RADAR))]
+    names = []
+    for name, (x, y) in zip(axes, map(_spoke, *_turns(axes, RADAR + 14))):
+        anchor = "middle" if abs(x) < 1 else "start" if x > 0 else "end"
+        names.append(tag("text", name, x=x, y=y, dy="0.35em", text_anchor=anchor))
+    scale = [tag("text", f"{share:g}", x="4", y=-RADAR * share, dy="0.35em", class_="scale") for share in (0.5, 1)]
+    drawn = [part for number, line in enumerate(series) for part in _radar_line(number, line)]
+    told = "; ".join(
+        f"{line.name}: " + ", ".join(f"{axis} {_spelt(value)}" for axis, value in zip(axes, line.values))
+        for line in series
+    )
+    half = RADAR + 28
+    plot = tag(
+        "svg",
+        *rings, *spokes, *names, *scale, *drawn,
+        viewBox=f"{-half - 70} {-half} {2 * half + 140} {2 * half}", class_="radar", role="img", aria_label=told,
+    )  # fmt: skip
+    keys = [tag("span", legend_mark(_style(n)[0], class_=_style(n)[1]), line.name) for n, line in enumerate(series)]
+    return tag("div", tag("div", *keys, class_="legend"), plot, class_="series")
+
+
+def _radar_line(number: int, line: RadarLine) -> list[Markup]:
+    """Its outline where all values are there, and a marker for each that is."""
+    shape, colour = _style(number)
+    sizes = [None if value is None else RADAR * min(max(value.mean, 0.0), 1.0) for value in line.values]
+    whole = [size for size in sizes if size is not None]
+    drawn = [tag("polygon", points=_corners(whole), class_=f"{colour} link")] if len(whole) == len(sizes) else []
+    for turn, size in enumerate(sizes):
+        if size is not None:
+            x, y = _spoke(turn / len(sizes), size)
+            path = tag("path", d=MARKERS[shape], transform=f"translate({_number(x)} {_number(y)}) scale(0.7)")
+            drawn.append(tag("g", path, class_=colour))
+    return drawn
+
+
+def _turns(axes: Sequence[str], radius: float) -> tuple[list[float], list[float]]:
+    return [number / len(axes) for number in range(len(axes))], [radius] * len(axes)
+
+
+def _spoke(turn: float, radius: float) -> tuple[float, float]:
+    """A point ``turn`` of the way around, clockwise from the top."""
+    return round(radius * math.sin(2 * math.pi * turn), 9), round(-radius * math.cos(2 * math.pi * turn), 9)
+
+
+def _corners(sizes: Sequence[float]) -> str:
+    points = (_spoke(number / len(sizes), size) for number, size in enumerate(sizes))
+    return " ".join(f"{_number(x)},{_number(y)}" for x, y in points)
+
+
+def _spelt(value: Estimate | None) -> str:
+    return "not measured" if value is None else f"{value.mean:.2f}"
+
+
 def _style(number: int) -> tuple[str, str]:
     shapes = list(MARKERS)
     return shapes[number % len(shapes)], f"c{number % 6}"

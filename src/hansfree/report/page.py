@@ -10,6 +10,7 @@ import numpy as np
 from markupsafe import Markup
 
 from hansfree.report import charts, notices, sub_models, tables
+from hansfree.report.bands import band_lines
 from hansfree.report.curves import panels
 from hansfree.report.facts import as_yaml, facts_of, flat_config, meanings, plain_text, story, without_empty
 from hansfree.report.heatmaps import Heatmaps, MapGrid, Tile, read_heatmaps
@@ -316,6 +317,12 @@ class Page:
             if variant in self.shown and variant not in first and folder.representations.exists():
                 first[variant] = Representations(read_heatmaps(folder.representations))
         return [(self.titles[variant], found) for variant, found in first.items()]
+
+    @property
+    def band_charts(self) -> list[tuple[str, Markup]]:
+        """Maps against a truth of three bands, where they were measured: title and radar chart."""
+        found = band_lines(self.results, self.shown)
+        return [(title, charts.radar(axes, lines)) for title, axes, lines in found]
 
     # Heatmaps
 

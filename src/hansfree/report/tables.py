@@ -33,6 +33,15 @@ RANKING_METRICS = {"mean_average_precision": "mAP"}
 LOCALISATION_METRICS = {"epg": "EPG", "iou": "IoU"}
 """Measures of maps against masks or boxes, and what a reader calls them."""
 
+BAND_METRICS = {
+    "feature_auprc": "feature AUPRC",
+    "five_band_accuracy": "pixels",
+    "five_band_recall": "recall",
+    "five_band_precision": "precision",
+    "five_band_fpr": "FPR",
+}
+"""Measures of maps against a truth of three bands, and what a reader calls them."""
+
 HEADLINES = {"acc": "Accuracy", "f1": "F1"}
 """What the comparison is of."""
 
@@ -160,14 +169,30 @@ def ranking_table(results: Section, variants: Iterable[str] | None = None) -> Ta
 
 def localisation_table(results: Section, variants: Iterable[str] | None = None) -> Table | None:
     """EPG and IoU of maps on each split; None where none were measured. Of several explainers, the first one's."""
-    rows = [row for row in results["rows"] if row["metric"] in LOCALISATION_METRICS and row["split"] in SPLITS]
+    return _of_maps(results, variants, "Where explanations are", "localisation", LOCALISATION_METRICS, _LOCALISATION)
+
+
+def band_table(results: Section, variants: Iterable[str] | None = None) -> Table | None:
+    """Scores of maps in five bands, and AUPRC of the feature; None where none were measured. Of the first explainer."""
+    return _of_maps(results, variants, "Explanations in five bands", "bands", BAND_METRICS, _BANDS)
+
+
+def _of_maps(
+    results: Section,
+    variants: Iterable[str] | None,
+    title: str,
+    key: str,
+    metrics: Mapping[str, str],
+    note: str,
+) -> Table | None:
+    rows = [row for row in results["rows"] if row["metric"] in metrics and row["split"] in SPLITS]
     explainers = list(dict.fromkeys(row["measured_with"] for row in rows))
     own = {**results, "rows": [{**row, "measured_with": None} for row in rows if row["measured_with"] == explainers[0]]}
-    note = f"{_LOCALISATION} Maps are those of {explainers[0]}." if explainers else ""
-    return _by_split(own, variants, "Where explanations are", "localisation", LOCALISATION_METRICS, note)
+    note = f"{note} Maps are those of {explainers[0]}." if explainers else ""
+    return _by_split(own, variants, title, key, metrics, note)
 
 
-FURTHER = (group_table, alignment_table, tier_table, agreement_table, ranking_table, localisation_table)
+FURTHER = (group_table, alignment_table, tier_table, agreement_table, ranking_table, localisation_table, band_table)
 """What is compared beside the headline, in order; each is None where there is nothing to compare."""
 
 
@@ -233,6 +258,13 @@ _RANKING = "Average precision of the ranking of images by each class's logit, me
 _LOCALISATION = (
     "EPG is the share of positive relevance in the mask or the boxes of the class, IoU the overlap with what exceeds "
     "half of the map's maximum; of images with several labels, of each class that is there."
+)
+
+
+_BANDS = (
+    "Maps against a truth that tells nothing, object and distinguishing feature apart. Pixels, recall, precision and "
+    "FPR (lower is better) are the published five-band scores, means over thresholds; feature AUPRC is of the ranking "
+    "of pixels, over images that show an object."
 )
 
 

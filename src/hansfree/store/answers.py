@@ -300,6 +300,7 @@ class Marked(Benchmark):
         self.whole = benchmark
         self.name = benchmark.name  # pyright: ignore[reportAttributeAccessIssue]
         self.classes, self.biases, self.mask_names = benchmark.classes, benchmark.biases, benchmark.mask_names
+        self.categories = benchmark.categories
         self.gives, self.input = benchmark.gives, benchmark.input
 
     def split(self, name: str) -> MarkedSplit:
