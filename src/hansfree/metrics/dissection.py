@@ -76,14 +76,19 @@ def restored(order: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
 
 
 def count_digits(
-    order: Int[Tensor, "units n"], prefix: Int[Tensor, "quantiles units"], below: int, width: int
-) -> Int[Tensor, "quantiles units digits"]:
-    """How many of the values that begin with ``prefix`` go on with each digit of ``width`` bits; ``below`` follow."""
-    units, digits = len(order), 2**width
+    counts: Int[Tensor, "quantiles units digits"],
+    order: Int[Tensor, "units n"],
+    prefix: Int[Tensor, "quantiles units"],
+    below: int,
+) -> None:
+    """Count the digit, which ``below`` bits follow, with which values that begin with ``prefix`` go on."""
+    units, digits = counts.shape[1:]
+    width = digits.bit_length() - 1
     place = torch.arange(units, device=order.device)[:, None] * digits + ((order >> below) & (digits - 1))
     begins = order >> (below + width)
-    rows = [place[begins == of[:, None]].bincount(minlength=units * digits) for of in prefix]
-    return torch.stack(rows).view(len(prefix), units, digits)
+    for own, of in zip(counts, prefix):
+        found = place[begins == of[:, None]]
+        own.view(-1).scatter_add_(0, found, torch.ones_like(found))  # a bincount would take the whole table's memory
 
 
 @final
@@ -112,9 +117,7 @@ class Thresholds:
     def add(self, values: Float[Tensor, "units n"]) -> None:
         """Count more values of every unit."""
         rows = self.prefix if self.passes else self.prefix[:1]  # all quantiles begin alike
-        width = self.widths[self.passes]
-        below = _BITS - sum(self.widths[: self.passes + 1])
-        self.counts += count_digits(ordered(values), rows, below, width)
+        count_digits(self.counts, ordered(values), rows, _BITS - sum(self.widths[: self.passes + 1]))
 
     def finish(self) -> None:
         """End a pass: one more digit of each threshold is known."""
@@ -190,7 +193,8 @@ def tally(
         there = masks.flatten(1).any(1)
         own, shown = number[there], masks[there].flatten(1).T.float()
         belongs = F.one_hot(category[own], len(known)).float()
-        for some in torch.arange(units, device=maps.device).split(max(1, _MOST // (size[0] * size[1]))):
+        awake = (map.amax((1, 2)) > thresholds.amin(0)).nonzero()[:, 0]  # enlarging gives nothing above the maximum
+        for some in awake.split(max(1, _MOST // (size[0] * size[1]))) if len(awake) else ():
             enlarged = F.interpolate(map[None, some], size, mode="bilinear", align_corners=False)[0].flatten(1)
             for row, threshold in enumerate(thresholds):
                 active = (enlarged > threshold[some, None]).float()
