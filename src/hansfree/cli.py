@@ -1,4 +1,4 @@
-"""The command line: run suite evaluate explain report list doctor export store data."""
+"""The command line: run suite roar evaluate explain report list doctor export store data."""
 
 import json
 import sys
@@ -149,6 +149,43 @@ def suite_command(
     if results["suite"]["not_run"]:
         out.print("The same command without --only runs what is missing.")
     out.print(f"Tables: {folder}/table.md, table.csv, table.tex", soft_wrap=True)
+    out.print(f"Report: {folder / 'report.html'}", soft_wrap=True)
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command("roar", epilog="Example: hansfree roar configs/digits-diffroar.yaml --jobs 2")
+def roar_command(
+    config: Config,
+    settings: Settings = None,
+    out_folder: Out = None,
+    jobs: Annotated[int | None, typer.Option("--jobs", min=1, help="Runs at a time.", show_default="cores")] = None,
+    dry_run: DryRun = False,
+    device: Device = None,
+) -> None:
+    """Remove what models' maps put first, or last, and retrain; run it again to go on after an interruption."""
+    from hansfree.config import apply_overrides
+    from hansfree.report.roar import tables
+    from hansfree.report.spelling import to_rich
+    from hansfree.roar import Plan, check_plan, read_roar, run_roar
+    from hansfree.runs import read_results, read_yaml
+
+    section = apply_overrides(read_yaml(config), settings or [])
+    if "models" not in section:
+        raise UserError(f"{config} names no models whose maps could be judged; add a section models.")
+    roar = read_roar(section)
+    folder = out_folder or Path("runs") / roar.name
+    if dry_run:
+        _plan(check_plan(Plan(roar, folder)), folder)
+        return
+    with _progress(f"what is done is kept in {folder}, and the same command goes on from there.") as bars:
+        run_roar(roar, folder, jobs=jobs, device=device, watch=bars.cells)
+    results = read_results(folder / "results.json")
+    for table in tables(results):
+        out.print(to_rich(table))
+    failed = [cell for cell in results["cells"] if cell["status"] != "done"]
+    for cell in failed:
+        err.print(f"{cell['variant']}, seed {cell['seed']}, failed: {cell['error']}", markup=False)
     out.print(f"Report: {folder / 'report.html'}", soft_wrap=True)
     if failed:
         raise typer.Exit(1)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from hansfree.audits.roar import indifferent, write_ranks
 from hansfree.benchmarks import BENCHMARKS
 from hansfree.core import TEST_SPLITS, TRAINING_SPLITS, Batch, Benchmark, Boxes
 from hansfree.data import making
@@ -27,6 +28,7 @@ SETTINGS["corrupted-images"] = {"limit": 200, "valid": 60, "test": 60}
 
 
 TESTS = {"digits": {"iid"}, "cells": {"iid"}, "pascal-voc": {"iid"}, "sun397": {"iid"}, "chest-x-ray": {"iid", "ood"}}
+TESTS["masked-pixels"] = TESTS["cells"]
 """Of benchmarks without a shortcut, or with one that cannot be exchanged."""
 
 
@@ -65,6 +67,10 @@ def make(
             settings = {"root": sun397, "size": 24, "valid": 3}
         if name == "folder-with-accessories":
             settings = {**in_tree(stanford_dogs, tmp_path_factory.mktemp("tree")), "size": 24}
+        if name == "masked-pixels":
+            ranks, cells = tmp_path_factory.mktemp("ranks"), BENCHMARKS["cells"](**SMALL)
+            write_ranks(indifferent, cells, cells.split_names(), ranks, told={})
+            settings = {"benchmark": cells, "ranks": ranks, "fraction": 0.3}
         yield lambda: BENCHMARKS[name](**settings)
 
 

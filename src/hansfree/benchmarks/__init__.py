@@ -12,6 +12,7 @@ from hansfree.benchmarks.folder import Folder
 from hansfree.benchmarks.folder_with_accessories import FolderWithAccessories
 from hansfree.benchmarks.labelled_names import BAR, BFFHQ
 from hansfree.benchmarks.many_objects import ManyObjects
+from hansfree.benchmarks.masked_pixels import MaskedPixels
 from hansfree.benchmarks.mnist_background import MNISTBackground
 from hansfree.benchmarks.objects_on_scenes import ObjectsOnScenes
 from hansfree.benchmarks.pascal_voc import PascalVOC
@@ -40,6 +41,7 @@ BENCHMARKS: dict[str, type[Benchmark]] = {
     "folder-with-accessories": FolderWithAccessories,
     "digits": PlainDigits,
     "cells": CellImages,
+    "masked-pixels": MaskedPixels,
 }
 
 __all__ = [
@@ -59,6 +61,7 @@ __all__ = [
     "FolderWithAccessories",
     "MNISTBackground",
     "ManyObjects",
+    "MaskedPixels",
     "ObjectsOnScenes",
     "PascalVOC",
     "PlainDigits",
