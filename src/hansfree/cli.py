@@ -261,6 +261,56 @@ def explain_command(
     _say_explained(summary)
 
 
+@app.command("audit", epilog="Example: hansfree audit runs/smoke torchvision/resnet18:weights=digits.pt --data photos")
+def audit_command(
+    models: Annotated[
+        list[str],
+        typer.Argument(help="Runs, exported folders, or models as NAME or NAME:key=value,...", metavar="MODEL"),
+    ],
+    source: Annotated[
+        str,
+        typer.Option("--data", help="A folder of images, a benchmark as NAME or NAME:key=value,..., or a YAML config."),
+    ],
+    concepts: Annotated[
+        Path | None,
+        typer.Option("--concepts", help="Folder of images with masks of concepts.", show_default="the data's"),
+    ] = None,
+    layer: Annotated[
+        list[str] | None,
+        typer.Option("--layer", help="To dissect and compare. May be repeated.", show_default="the last feature map"),
+    ] = None,
+    explainer: Annotated[
+        list[str] | None,
+        typer.Option("--explainer", help="NAME or NAME:key=value,... May be repeated.", show_default="one that fits"),
+    ] = None,
+    samples: Annotated[
+        int, typer.Option("--samples", min=1, help="Images of each split whose maps are measured.")
+    ] = 50,
+    size: Annotated[
+        int | None,
+        typer.Option("--size", min=1, help="Side of a folder's images.", show_default="the models' own, or 224"),
+    ] = None,
+    out_folder: Annotated[
+        Path | None, typer.Option("--out", help="Folder for results and report.", show_default="runs/audit-DATA")
+    ] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images at a time.")] = 16,
+    device: Device = None,
+) -> None:
+    """Take every measure that the data allow, of models side by side; run it again to go on after an interruption."""
+    from hansfree.auditing import Request, audit_models, data_name
+
+    folder = out_folder or Path("runs") / f"audit-{data_name(source)}"
+    request = Request(tuple(models), source, tuple(explainer or ()), concepts, tuple(layer or ()), size, samples)
+    with _progress(f"what is done is kept in {folder}, and the same command goes on from there.") as bars:
+        summary = audit_models(request, folder, device=device, batch_size=batch_size, watch=bars.step)
+    out.print(f"Measured: {', '.join(summary.measured)}.", highlight=False, markup=False, soft_wrap=True)
+    for title, reason in summary.skipped.items():
+        out.print(f"Skipped: {title}. {reason}", highlight=False, markup=False, soft_wrap=True)
+    for text in summary.notices:
+        err.print(f"Warning: {text}", highlight=False, markup=False, soft_wrap=True)
+    out.print(f"Report: {summary.report}", highlight=False, markup=False, soft_wrap=True)
+
+
 @app.command("report", epilog="Example: hansfree report runs/coloured-digits")
 def report_command(folder: Annotated[Path, typer.Argument(help="A run's or a suite's folder.")]) -> None:
     """Write report.html of a run or a suite anew."""

@@ -61,10 +61,11 @@ def test_shuffled_weights_are_the_same_numbers_in_another_order(model):
 def test_depths_go_from_the_last_layer_to_the_first(model):
     layers = list(layers_of(model))
     cascade, alone = (list(depths(model, way, 3)) for way in WAYS)
-    assert [name for name, _ in cascade] == [layers[-1], layers[(len(layers) - 1) // 2], layers[0]]
+    named = [f"network.{name}" for name, _ in cascade]
+    assert named == [layers[-1], layers[(len(layers) - 1) // 2], layers[0]]
     assert [set(a) < set(b) for (_, a), (_, b) in pairwise(cascade)] == [True, True]
     assert set(cascade[-1][1]) == {module for own in layers_of(model).values() for module in own}
-    assert [set(own) for _, own in alone] == [set(layers_of(model)[name]) for name, _ in alone]
+    assert [set(own) for _, own in alone] == [set(layers_of(model)[name]) for name in named]
     assert len(list(depths(model, "cascading", 99))) == len(layers)
 
 

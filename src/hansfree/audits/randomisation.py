@@ -62,14 +62,17 @@ def randomised(model: nn.Module, modules: Iterable[str], seed: int = 0) -> nn.Mo
 
 
 def depths(model: nn.Module, way: Way, most: int = MOST) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """At most ``most`` layers, from the last to the first, and the modules that are random when their turn has come."""
+    """At most ``most`` layers, from the last to the first, and the modules that are random when their turn has come.
+
+    The network's wrapper is left out of the layers' names.
+    """
     layers = list(reversed(layers_of(model).items()))
     count = min(most, len(layers))
     for turn in range(count):
         at = round(turn * (len(layers) - 1) / max(count - 1, 1))
         name, own = layers[at]
         above = tuple(module for _, modules in layers[: at + 1] for module in modules)
-        yield name or "the first", above if way == "cascading" else own
+        yield name.removeprefix("network."), above if way == "cascading" else own
 
 
 @torch.no_grad()

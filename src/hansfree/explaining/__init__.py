@@ -26,7 +26,7 @@ from hansfree.explaining.look import Explained, Look, explainer_of, fingerprint
 from hansfree.models import load_model
 from hansfree.report.gallery import Entry, write_gallery
 
-__all__ = ["Request", "Summary", "explain_images"]
+__all__ = ["Request", "Summary", "chosen_device", "explain_images", "has_random_weights"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -93,7 +93,7 @@ def explain_images(
         raise UserError("Say which classes to explain by --class or by --top (from 1 on), not by both.")
     sources = find_images(paths, out)
     explainers = {text: explainer_of(text) for text in request.explainers}
-    model = _model(request, _device(device))
+    model = _model(request, chosen_device(device))
     fitting = Fitting.of(model, request.fit, request.size)
     folder = Folder.check(out, {**_plain(request), "weights": fingerprint(model)}, overwrite=overwrite)
     pending = [source for source in sources if not folder.is_done(source, arrays)]
@@ -163,7 +163,8 @@ def _plain(request: Request) -> dict[str, Any]:
     return json.loads(json.dumps(request.__dict__))
 
 
-def _device(name: str | None) -> torch.device:
+def chosen_device(name: str | None) -> torch.device:
+    """The device of that name, or the fastest there is. Raises ``UserError`` for one that is not there."""
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -189,14 +190,19 @@ def _model(request: Request, device: torch.device) -> Classifier:
 
 def _warnings(request: Request) -> list[str]:
     settings = apply_overrides({}, request.settings)
-    folder = Path(request.model.removeprefix("hf/"))
-    own = ":" in request.model or any((folder / name).is_file() for name in ("model.safetensors", "pytorch_model.bin"))
-    if own or request.pretrained or settings.get("pretrained") or settings.get("weights"):
+    if request.pretrained or not has_random_weights(request.model, settings):
         return []
     return [
         f"The weights of {request.model} are random, so its maps say nothing about a trained one; "
         "add --pretrained or --set weights=FILE."
     ]
+
+
+def has_random_weights(model: str, settings: Mapping[str, Any]) -> bool:
+    """Whether nothing says where the weights of a model that goes by this name should come from."""
+    folder = Path(model.removeprefix("hf/"))
+    own = ":" in model or any((folder / name).is_file() for name in ("model.safetensors", "pytorch_model.bin"))
+    return not (own or settings.get("pretrained") or settings.get("weights"))
 
 
 def _batches(pictures: Iterable[Picture], most: int) -> Iterator[list[Picture]]:

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hansfree.config import apply_overrides
+from hansfree.config import Section, apply_overrides
 from hansfree.core import Classifier, Explainer
 from hansfree.errors import RunError, UserError, nearest
 from hansfree.explaining.images import Picture, Source
@@ -25,12 +25,17 @@ LIKELIEST = 3
 
 def explainer_of(text: str) -> Explainer:
     """An explainer from ``name:key=value,key=value``; values are YAML, and commas inside brackets belong to them."""
-    match = re.fullmatch(r"([^=]+?)(?::([^:=]+=.*))?", text, re.S)
-    if not match:
-        raise UserError(f"The explainer {text!r} is not of the form name:key=value,key=value, as lrp:epsilon=0.01 is.")
-    explainer = make_explainer(apply_overrides({"name": match[1]}, _parts(match[2] or "")))
+    explainer = make_explainer(section_of(text, "explainer", "lrp:epsilon=0.01"))
     assert explainer is not None
     return explainer
+
+
+def section_of(text: str, kind: str, example: str) -> Section:
+    """The section that ``name:key=value,key=value`` writes on one line. Raises ``UserError`` for what is none."""
+    match = re.fullmatch(r"([^=]+?)(?::([^:=]+=.*))?", text, re.S)
+    if not match:
+        raise UserError(f"The {kind} {text!r} is not of the form name:key=value,key=value, as {example} is.")
+    return apply_overrides({"name": match[1]}, _parts(match[2] or ""))
 
 
 def _parts(settings: str) -> list[str]:

@@ -9,6 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from hansfree.report import charts, sub_models, tables
+from hansfree.report.audit import is_audit, write_audit_page
 from hansfree.report.page import Page
 from hansfree.report.results import Section, parts_of, shown_variants, variant_titles
 from hansfree.report.spelling import escaped, to_csv, to_latex, to_markdown
@@ -16,11 +17,13 @@ from hansfree.runs import RunFolder, SuiteFolder, open_folder, read_results, wri
 
 
 def build_report(folder: Path | str) -> Path:
-    """Write report.html into a run or suite folder, and a suite's tables beside it; return the page's path.
+    """Write report.html into a run, suite or audit folder, and a suite's tables beside it; return the page's path.
 
     Raises ``UserError`` where the folder is neither, or holds no readable results.json.
     """
     place = open_folder(folder)
+    if is_audit(place.path):
+        return write_audit_page(place.path)
     if isinstance(place, SuiteFolder):
         write_tables(place)
     write_text(place.report, render(place))
