@@ -19,7 +19,16 @@ from typing import Any, Self
 
 from pydantic import Field, model_validator
 
-from hansfree.audits.roar import ENDS, Channels, ClassToExplain, diffroar, indifferent, relevance_of, write_ranks
+from hansfree.audits.roar import (
+    ENDS,
+    Channels,
+    ClassToExplain,
+    check_one_label,
+    diffroar,
+    indifferent,
+    relevance_of,
+    write_ranks,
+)
 from hansfree.benchmarks.masked_pixels import End, Fill, fill_colour
 from hansfree.config import Schema, Section, merge, parse
 from hansfree.core import TEST_SPLITS, TRAINING_SPLITS, Benchmark
@@ -215,8 +224,7 @@ def check_plan(plan: Plan) -> dict[str, Any]:
                 raise UserError(f"models.{name}.path: {place} holds no exported model; name a finished run.")
     whole = plan.whole(roar.seeds[0])
     benchmark = named_benchmark(whole.benchmark)
-    if benchmark.split("train").label.ndim > 1:
-        raise UserError(f"ROAR explains one class per image, but images of {benchmark.name} have several.")
+    check_one_label(benchmark)
     make_explainer(roar.removal.explainer)
     fill_colour(roar.removal.fill, [0.0] * benchmark.input.channels)
     told = check(whole)

@@ -166,3 +166,14 @@ def test_ranks_of_other_data_or_other_maps_are_refused(tmp_path):
 def test_maps_that_are_not_numbers_are_refused(tmp_path):
     with pytest.raises(UserError, match="not numbers"):
         write_ranks(lambda batch: batch.images * torch.nan, Planted(), ("train",), tmp_path, told={})
+
+
+def test_labels_of_several_classes_are_refused(tmp_path):
+    class Several(Planted):
+        def split(self, name):
+            split = PlantedSplit(9, 0)
+            split.label = F.one_hot(split.label, BLOCK).float()
+            return split
+
+    with pytest.raises(UserError, match="one class per image"):
+        write_ranks(indifferent, Several(), ("train",), tmp_path, told={})

@@ -73,11 +73,20 @@ def ranks(relevance: Float[Tensor, "b k h w"], generator: torch.Generator) -> In
     return torch.empty_like(order).scatter_(1, order, places).view(relevance.shape)
 
 
+def check_one_label(benchmark: Benchmark) -> None:
+    """Raises ``UserError`` where images have labels of several classes."""
+    if benchmark.split("train").label.ndim > 1:
+        raise UserError(
+            f"ROAR explains one class per image, but images of {benchmark.name} have several; choose a benchmark whose "
+            "images have one."
+        )
+
+
 def write_ranks(
     relevance: Relevance,
     benchmark: Benchmark,
     splits: tuple[str, ...],
-    folder: Path,
+    folder: Path | str,
     *,
     told: Mapping[str, Any],
     seed: int = 0,
@@ -89,8 +98,8 @@ def write_ranks(
     ``told`` says whose maps they are. Raises ``UserError`` where ``folder`` has ranks of others, where images have
     labels of several classes, and where a map has values that are not numbers.
     """
-    if benchmark.split("train").label.ndim > 1:
-        raise UserError(f"ROAR explains one class per image, but images of {benchmark.name} have several.")
+    check_one_label(benchmark)
+    folder = Path(folder)
     labels = {name: labels_digest(benchmark.split(name)) for name in splits}
     about = {"schema": 1, **told, "seed": seed, "labels": labels}
     if (folder / ABOUT).exists():
