@@ -11,31 +11,35 @@ What was interrupted goes on where it stopped: each of these is done, or made an
 what is measured.
 """
 
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
+import torch
 from pydantic import Field, model_validator
+from torch import nn
 
 from hansfree.audits.roar import (
     ENDS,
     Channels,
     ClassToExplain,
+    Relevance,
     check_one_label,
     diffroar,
     indifferent,
     relevance_of,
     write_ranks,
 )
-from hansfree.benchmarks.masked_pixels import End, Fill, fill_colour
+from hansfree.benchmarks.masked_pixels import End, Fill, check_fraction, fill_colour
 from hansfree.config import Schema, Section, merge, parse
 from hansfree.core import TEST_SPLITS, TRAINING_SPLITS, Benchmark
 from hansfree.errors import RunError, UserError, nearest
 from hansfree.experiment import check
 from hansfree.models import load_model
-from hansfree.parts import RunConfig, make_explainer, named_benchmark, spelled
+from hansfree.parts import RunConfig, make_explainer, make_model, named_benchmark, spelled
 from hansfree.plan import Planned, SuiteConfig
 from hansfree.report.roar import build_roar_report
 from hansfree.runs import RunFolder, SuiteFolder, read_results, write_json
@@ -225,9 +229,13 @@ def check_plan(plan: Plan) -> dict[str, Any]:
     whole = plan.whole(roar.seeds[0])
     benchmark = named_benchmark(whole.benchmark)
     check_one_label(benchmark)
-    make_explainer(roar.removal.explainer)
     fill_colour(roar.removal.fill, [0.0] * benchmark.input.channels)
     told = check(whole)
+    batch = benchmark.split("train").batch(torch.arange(2))
+    for name in roar.models:
+        elements = _tried(plan, name, benchmark)(batch)[0].numel()
+        for fraction in roar.removal.fractions:
+            check_fraction(fraction, elements)
     count = len(roar.seeds) * (1 + len(roar.models) * len(roar.removal.fractions) * len(roar.removal.ends))
     return {
         "models": f"{', '.join(roar.models)}; {len(plan.models)} of them to be trained, all seeds counted",
@@ -236,6 +244,25 @@ def check_plan(plan: Plan) -> dict[str, Any]:
         "retraining": f"{count} networks, {told['steps']} steps each, to a training accuracy of {roar.reach:g}",
         **{key: told[key] for key in ("data", "model", "method", "selection")},
     }
+
+
+def _tried(plan: Plan, model: str, benchmark: Benchmark) -> Relevance:
+    """A model's relevance before it is trained: what an explainer refuses is refused before hours of training."""
+    place = plan.exported(model, plan.roar.seeds[0])
+    if place is None:
+        return indifferent
+    if model in plan.roar.trained:
+        network = make_model(next(cell.config.model for cell in plan.models if cell.variant == model), benchmark)
+    else:
+        network = load_model(str(place), num_classes=len(benchmark.classes))
+    return _relevance(plan.roar.removal, network, benchmark)
+
+
+def _relevance(removal: RemovalConfig, network: nn.Module, benchmark: Benchmark) -> Relevance:
+    explainer = make_explainer(removal.explainer)
+    assert explainer is not None
+    size = (benchmark.input.height, benchmark.input.width)
+    return relevance_of(network, explainer, removal.target, removal.channels, size)
 
 
 # Running ------------------------------------------------------------------------------------------------------
@@ -264,7 +291,8 @@ def run_roar(
             _rank(plan, model, seed, device, watch)
     retrainings = list(plan.retrainings())
     cells = [retraining.cell for retraining in retrainings]
-    outcomes = run_locally(cells, jobs or default_jobs(len(cells)), device, watch)
+    outcomes = run_locally(cells, jobs or default_jobs(len(cells)), device, _tidying(cells, watch))
+    _tidy(cells)
     write_json(folder.results, gather(plan, retrainings, outcomes))
     build_roar_report(folder.path)
     return folder
@@ -278,10 +306,7 @@ def _rank(plan: Plan, model: str, seed: int, device: str | None, watch: Watch) -
     relevance, told = indifferent, {"model": None, "order": "random"}
     if place is not None:
         network = load_model(str(place), num_classes=len(benchmark.classes)).to(on)
-        explainer = make_explainer(removal.explainer)
-        assert explainer is not None
-        size = (benchmark.input.height, benchmark.input.width)
-        relevance = relevance_of(network, explainer, removal.target, removal.channels, size)
+        relevance = _relevance(removal, network, benchmark)
         told = {"model": digest_of_model(network), "order": order_of(removal)}
     splits = whole.evaluation.splits or ()
     names = tuple(dict.fromkeys((*TRAINING_SPLITS, *splits)))
@@ -290,6 +315,26 @@ def _rank(plan: Plan, model: str, seed: int, device: str | None, watch: Watch) -
         relevance, benchmark, names, plan.ranks(model, seed), told=told, seed=seed, device=on,
         watch=lambda done, total: watch("ranks", 0, 0, {label: (done, total)}),
     )  # fmt: skip
+
+
+def _tidying(cells: list[Cell], watch: Watch) -> Watch:
+    """``watch`` that also removes the checkpoints of each retraining that has ended."""
+    before: dict[str, Cell] = {}
+
+    def told(phase: str, done: int, total: int, running: Mapping[str, tuple[int, int]]) -> None:
+        _tidy(cell for label, cell in before.items() if label not in running)
+        before.clear()
+        before.update((cell.label, cell) for cell in cells if cell.label in running)
+        watch(phase, done, total, running)
+
+    return told
+
+
+def _tidy(cells: Iterable[Cell]) -> None:
+    # Hundreds of retrainings of a large network, each with its optimiser, would fill a disk; nothing reads them again.
+    for cell in cells:
+        if cell.folder.is_done():
+            shutil.rmtree(cell.folder.last.parent, ignore_errors=True)
 
 
 # Gathering ----------------------------------------------------------------------------------------------------

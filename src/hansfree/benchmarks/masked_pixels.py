@@ -97,11 +97,7 @@ class MaskedPixels(Benchmark):
         self.classes, self.biases, self.mask_names = benchmark.classes, benchmark.biases, benchmark.mask_names
         self.input, self.categories, self.gives = benchmark.input, benchmark.categories, benchmark.gives - {"clean"}
         self._about = read_json(self._folder / ABOUT)
-        elements = int(np.prod(self._about["shape"]))
-        if not 0 < round(fraction * elements) < elements:
-            raise UserError(
-                f"benchmark.fraction {fraction:g} of {elements} elements is none or all of them; give a share between."
-            )
+        check_fraction(fraction, int(np.prod(self._about["shape"])))
         self._removed: dict[str, Any] = {"fraction": fraction, "end": end, "fill": fill}
         self._colour = fill_colour(fill, self._about["mean"])
 
@@ -126,6 +122,12 @@ class MaskedPixels(Benchmark):
         fill = self._removed["fill"]
         removed = {**self._removed, "fill": list(fill) if isinstance(fill, tuple) else fill}
         return {**self.whole.record(), "removed": {**removed, "ranks": self._about}}
+
+
+def check_fraction(fraction: float, elements: int) -> None:
+    """Raises ``UserError`` for a share of so many elements that is none or all of them."""
+    if not 0 < round(fraction * elements) < elements:
+        raise UserError(f"The fraction {fraction:g} of {elements} elements is none or all of them; give one between.")
 
 
 def fill_colour(fill: Fill, mean: list[float]) -> Float[Tensor, "c 1 1"]:

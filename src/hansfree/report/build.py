@@ -12,6 +12,7 @@ from hansfree.report import charts, sub_models, tables
 from hansfree.report.audit import is_audit, write_audit_page
 from hansfree.report.page import Page
 from hansfree.report.results import Section, parts_of, shown_variants, variant_titles
+from hansfree.report.roar import build_roar_report, is_roar
 from hansfree.report.spelling import escaped, to_csv, to_latex, to_markdown
 from hansfree.runs import RunFolder, SuiteFolder, open_folder, read_results, write_text
 
@@ -24,6 +25,8 @@ def build_report(folder: Path | str) -> Path:
     place = open_folder(folder)
     if is_audit(place.path):
         return write_audit_page(place.path)
+    if is_roar(place.path):
+        return build_roar_report(place.path)
     if isinstance(place, SuiteFolder):
         write_tables(place)
     write_text(place.report, render(place))

@@ -186,6 +186,12 @@ def tables(results: Mapping[str, Any]) -> list[Table]:
     return [page.table(split) for split in page.splits] if page.both_ends else []
 
 
+def is_roar(folder: Path | str) -> bool:
+    """Whether a folder's results are those of a ROAR audit."""
+    results = RunFolder(Path(folder)).results
+    return results.is_file() and (read_results(results).get("config") or {}).get("audit") == "roar"
+
+
 def build_roar_report(folder: Path | str) -> Path:
     """Write report.html, table.md and table.csv into the folder of a ROAR audit; return the page's path.
 
@@ -193,7 +199,7 @@ def build_roar_report(folder: Path | str) -> Path:
     """
     place = RunFolder(Path(folder))
     results = read_results(place.results)
-    if results.get("config", {}).get("audit") != "roar":
+    if not is_roar(folder):
         raise UserError(f"{place.results} is not of a ROAR audit; name the folder of one.")
     if made := tables(results):
         write_text(place.path / "table.md", "\n".join(f"## {table.title}\n\n{to_markdown(table)}" for table in made))
