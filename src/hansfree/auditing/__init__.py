@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from hansfree.auditing.data import Pictures, audited_splits, is_folder, read_benchmark, read_concepts, read_folder
+from hansfree.auditing.data import audited_splits, is_folder, read_concepts, source_of
 from hansfree.auditing.measures import MEASURES, Audit, Found, several
 from hansfree.auditing.models import check, chosen_explainers, load, own_size
 from hansfree.benchmarks.concepts import BenchmarkConcepts, Concepts
@@ -119,23 +119,15 @@ def prepared(request: Request, out: Path, batch_size: int, device: torch.device)
         raise UserError("A model is named twice; name each once.")
     if request.samples < 1:
         raise UserError(f"--samples is {request.samples}; give a number from 1 on.")
-    folder = Path(request.data) if is_folder(request.data) else None
-    table = None if folder is None else read_folder(folder, out)
-    benchmark = read_benchmark(request.data) if table is None else None
-    classes = (table if benchmark is None else benchmark).classes  # pyright: ignore[reportOptionalMemberAccess]
-    channels = 3 if benchmark is None else benchmark.input.channels
-    loaded = {text: load(text, len(classes) or None, channels, device) for text in request.models}
+    source = source_of(request.data, out, request.size)
+    loaded = {text: load(text, len(source.classes) or None, source.channels, device) for text in request.models}
     models = {text: model for text, (model, _) in loaded.items()}
-    if benchmark is None:
-        assert folder is not None and table is not None
-        benchmark = Pictures(folder, table, request.size or own_size(list(models.values())))
-    elif request.size is not None:
-        raise UserError("--size is for folders of images; set the size of a benchmark in its own settings.")
+    benchmark = source.at(own_size(list(models.values())))
     splits = audited_splits(benchmark)
     first = next(iter(splits.values()))
     images = first.batch(torch.arange(min(2, len(first)))).to(device).images
     for text, model in models.items():
-        check(text, model, images, classes, request.layers)
+        check(text, model, images, source.classes, request.layers)
     explainers = chosen_explainers(request.explainers, models, images)
     audit = Audit(
         models, benchmark, splits, explainers, request.layers, concepts_of(request, benchmark),

@@ -8,8 +8,9 @@ FOLDER/CLASS/*.jpg             classes
 FOLDER/*.jpg                   images without labels
 """
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 from PIL import Image
 
@@ -30,8 +31,32 @@ KEPT_IMAGES = 2000
 """Of so many images decoded ones are kept, since most measures of maps look at the same ones again."""
 
 
+class Source(NamedTuple):
+    """Data whose classes are known before any image is read."""
+
+    classes: tuple[str, ...]
+    """Empty where images have no labels."""
+    channels: int
+    at: Callable[[int], Benchmark]
+    """The data, for models that were made for images of this side; benchmarks have a size of their own."""
+
+
+def source_of(data: str, out: Path, size: int | None) -> Source:
+    """What ``data`` names; images of a folder are resized to ``size``, if it is given; ``out`` is no part of a folder.
+
+    Raises ``UserError`` for what is neither a folder of images nor a benchmark, and as :func:`read_folder` does.
+    """
+    if is_folder(data):
+        root, table = Path(data), read_folder(Path(data), out)
+        return Source(table.classes, 3, lambda side: Pictures(root, table, size or side))
+    if size is not None:
+        raise UserError("--size is for folders of images; set the size of a benchmark in its own settings.")
+    benchmark = read_benchmark(data)
+    return Source(benchmark.classes, benchmark.input.channels, lambda _: benchmark)
+
+
 def is_folder(data: str) -> bool:
-    """Whether ``data`` is a folder of images; else it is a benchmark."""
+    """Whether ``data`` is a folder; else it is a benchmark."""
     return Path(data).is_dir()
 
 
