@@ -31,6 +31,8 @@ Way = Literal["cascading", "independent"]
 WAYS: tuple[Way, ...] = ("cascading", "independent")
 MOST = 8
 """Depths that are looked at by default."""
+NONE = "none"
+"""In place of a layer's name: the model as it is."""
 
 
 def layers_of(model: nn.Module) -> dict[str, tuple[str, ...]]:
@@ -89,7 +91,8 @@ def map_changes(
 ) -> Iterator[tuple[str, Maps, dict[str, Tensor]]]:
     """At each depth the layer, the maps [b, h, w], and how alike they are to the model's own, by measure, [b].
 
-    The model is left as it is, and expected in eval mode. Measures are those of :func:`likeness`.
+    First come the model's own maps, where the layer is ``none``. The model is left as it is, and expected in eval mode.
+    Measures are those of :func:`likeness`.
     """
     size = (images.shape[-2], images.shape[-1])
 
@@ -97,6 +100,7 @@ def map_changes(
         return pixels(at_size(explainer(network, images, target, draws=draws).map, size).cpu())
 
     own = maps(model)
+    yield NONE, own, likeness(own, own)
     for layer, modules in depths(model, way, most):
         map = maps(randomised(model, modules, seed))
         yield layer, map, likeness(own, map)

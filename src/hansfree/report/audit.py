@@ -173,10 +173,10 @@ class AuditPage:
             for row in own:
                 place = row["model"], row["measured_with"]
                 seen[place] += 1
-                points.append((row, float(seen[place])))
+                points.append((row, float(seen[place] - 1)))
             if points:
                 title = f"Likeness of the sizes of maps (rank correlation), {told}"
-                yield title, self._chart(points, "layers looked at, the last one first")
+                yield title, self._chart(points, "layers looked at, the last one first; 0: none is random")
 
     def _chart(self, points: Iterable[tuple[Row, float]], across: str) -> Markup:
         """Values against a setting, a line for each model and way of measuring."""
@@ -249,7 +249,7 @@ def _randomised(arrays: Mapping[str, np.ndarray], how: str) -> Strip:
     tiles = [Tile(charts.image_uri(arrays["image"]), "the image", "the image")]
     for map, layer in zip(drawn, arrays[f"layers of {how}"]):
         tiles.append(Tile(None if map is None else charts.map_uri(map, limit), f"{how}, {layer}", str(layer)))
-    return Strip("Random from here", "on" if how.endswith("cascading") else "alone", tuple(tiles))
+    return Strip("Random layer", "and all after it" if how.endswith("cascading") else "alone", tuple(tiles))
 
 
 def _key(row: Row) -> tuple[Any, ...]:
