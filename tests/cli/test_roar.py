@@ -196,3 +196,9 @@ def test_a_config_of_something_else_is_refused(hansfree, tmp_path):
     code, _, err = hansfree("roar", path)
     assert code == 2
     assert "add a section models" in err
+
+
+def test_its_help_has_an_example(hansfree):
+    code, out, _ = hansfree("roar", "--help")
+    assert code == 0
+    assert "Example: hansfree roar" in " ".join(out.split())

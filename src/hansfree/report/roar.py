@@ -156,7 +156,8 @@ def _percent(value: float) -> str:
 
 
 def _on_one_line(section: Mapping[str, Any]) -> str:
-    return ", ".join([section["name"], *(f"{key} {value}" for key, value in section.items() if key != "name")])
+    settings = ((key, value) for key, value in section.items() if key != "name")
+    return ", ".join([section["name"], *(key if value is True else f"{key} {value}" for key, value in settings)])
 
 
 def _number(key: str, title: str) -> Column:
