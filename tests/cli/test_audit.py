@@ -187,3 +187,20 @@ def test_classes_in_another_order_are_refused(hansfree, tree, tmp_path):
     code, _, err = hansfree("audit", tmp_path / "model", "--data", tree, "--out", tmp_path / "other")
     assert code == 2
     assert "in this order" in sentence(err)
+
+
+def test_classes_in_categories_and_truths_of_three_bands(hansfree, tmp_path):
+    out, source = tmp_path / "out", "cells:size=32,train=20,valid=10,test=20"
+    code, _, err = hansfree("audit", NETWORK, "--data", source, "--samples", 2, "--explainer", "gradient", "--out", out)
+    assert code == 0, err
+    assert set(skipped(out)) == {"agreement", "map-agreement", "cka"}
+    assert {"five_band_recall", "feature_auroc", "mask_alignment", "detectors"} <= metrics(out)
+
+
+def test_labels_of_several_classes(hansfree, voc, tmp_path):
+    out, source = tmp_path / "out", f"pascal-voc:root={voc},size=24"
+    code, _, err = hansfree("audit", NETWORK, "--data", source, "--samples", 2, "--explainer", "gradient", "--out", out)
+    assert code == 0, err
+    assert skipped(out)["calibration"] == "Images have labels of several classes."
+    assert {"f1", "epg", "deletion_area"} <= metrics(out)
+    assert "acc" not in metrics(out)

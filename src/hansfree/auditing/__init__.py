@@ -177,7 +177,9 @@ def claim_of(request: Request, audit: Audit) -> dict[str, Any]:
 
 def data_name(data: str) -> str:
     """A short name of what ``data`` names: the folder's, the config's or the benchmark's."""
-    return data.partition(":")[0] if not is_folder(data) and "/" not in data else Path(data).resolve().stem
+    if is_folder(data):
+        return Path(data).resolve().name
+    return Path(data).stem if data.endswith((".yaml", ".yml")) else data.partition(":")[0]
 
 
 # Taking measures ----------------------------------------------------------------------------------------------

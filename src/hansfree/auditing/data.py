@@ -67,7 +67,7 @@ def read_benchmark(data: str) -> Benchmark:
         if not isinstance(section, dict):
             raise UserError(f"{data} has no benchmark section; add one, or name a benchmark.")
         return named_benchmark(section)
-    if "/" in data:
+    if "/" in data.partition(":")[0]:
         raise UserError(f"There is no folder {data}; check the path.")
     return named_benchmark(section_of(data, "benchmark", "coloured-digits:limit=300"))
 
