@@ -88,7 +88,10 @@ def store_warnings(config: RunConfig, teacher: Teacher | None, splits: tuple[str
     if not isinstance(teacher, StoredTeacher):
         return []
     absent = [name for name in splits if teacher.lacks(name) is not None]
-    told = [f"No figures of the teacher on {', '.join(absent)}: {teacher.lacks(absent[0])}"] if absent else []
+    told = []
+    if absent:
+        about = f"its store is about {', '.join(teacher.store.splits)}; make it with --split {absent[0]}"
+        told = [f"No figures of the teacher on {', '.join(absent)}: {about}."]
     explainer, change = make_explainer(config.explainer), config.augmentation
     cut = change is not None and (change.crop is not None or change.rotation > 0 or change.translation > 0)
     if explainer is not None and cut and teacher.pixel_level(explainer):

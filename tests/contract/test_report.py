@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from hansfree.errors import UserError
-from hansfree.report import build_report
+from hansfree.report import build_report, notices
 from hansfree.report.facts import facts_of, flat_config
 from hansfree.runs import RunFolder, SuiteFolder, atomic_path, read_json, write_json, write_text
 
@@ -312,6 +312,17 @@ def test_what_went_wrong_comes_before_any_number(elements: Elements):
     flag = text.index("LRP, lr 0.03, seeds 0, 1, 2 – The distillation loss is low")
     assert flag > text.index("Settings tried"), "it was not chosen"
     assert text.index("Read this first") < text.index("The numbers")
+
+
+def test_variants_that_warn_of_the_same_share_a_notice():
+    titles = {"a": "KD", "b": "e2KD", "c": "ERM"}
+    said = [("a", 0, "No figures."), ("b", 0, "No figures."), ("c", 1, "No figures."), ("a", 1, "A."), ("b", 1, "B.")]
+    cells = [{"variant": variant, "seed": seed, "warnings": [text]} for variant, seed, text in said]
+    assert [(n.about, n.text) for n in notices.flags(cells[:3], titles)] == [
+        ("KD; e2KD, seed 0", "No figures."),
+        ("ERM, seed 1", "No figures."),
+    ]
+    assert [n.about for n in notices.flags(cells, titles)] == ["KD, seeds 0, 1", "e2KD, seeds 0, 1", "ERM, seed 1"]
 
 
 def test_the_table_tells_supervision_rule_interval_and_missing_seeds(elements: Elements):

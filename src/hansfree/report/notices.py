@@ -35,10 +35,13 @@ def flags(cells: Sequence[Section], titles: Mapping[str, str]) -> Iterator[Notic
 
 
 def _grouped(said: Mapping[str, list[tuple[int, str]]], titles: Mapping[str, str]) -> Iterator[Notice]:
-    """One notice a variant, in full where its seeds say different things."""
+    """One notice for variants that say the same in the same seeds, in full where seeds say different things."""
+    alike: dict[tuple[tuple[int, str], ...], list[str]] = {}
     for variant, texts in said.items():
+        alike.setdefault(tuple(texts), []).append(titles[variant])
+    for texts, variants in alike.items():
         seeds = list(dict.fromkeys(seed for seed, _ in texts))
-        about = f"{titles[variant]}, {'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}"
+        about = f"{'; '.join(variants)}, {'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}"
         first, *_ = lines = texts[0][1].splitlines()
         # A traceback names the error in its last line.
         summary = f"{first} … {lines[-1]}" if len(lines) > 1 else first
