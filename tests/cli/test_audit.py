@@ -151,6 +151,7 @@ def test_a_run_and_a_benchmark_whose_shortcut_is_known(hansfree, finished, tmp_p
         (("small-resnet:widths=[2,3],num_classes=3",), "tells 3 classes apart, but the data have 2"),
         (("small-resnet:widths=[2,3],channels=1",), "1 channels"),
         (("nowhere/exported",), "config.json"),
+        (("{tmp}/empty",), "no finished run"),
         ((NETWORK, "--concepts", "{tmp}/empty"), "does not hold an image"),
         ((NETWORK, "--concepts", "{tmp}/masks-of-another-size"), "make the mask as large as the image"),
         ((NETWORK, "--concepts", "{tmp}/no-concept"), "holds no concept"),

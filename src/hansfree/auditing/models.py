@@ -32,6 +32,8 @@ def load(text: str, classes: int | None, channels: int, device: torch.device) ->
     folder = next((place for place in (Path(text) / "exported", Path(text)) if (place / "config.json").is_file()), None)
     if folder is not None:
         return _ready(load_model(str(folder), num_classes=classes), device), False
+    if Path(text).is_dir():
+        raise UserError(f"{text} holds no finished run and no exported model; finish the run with --resume first.")
     settings = section_of(text, "model", "torchvision/resnet18:weights=cats.safetensors")
     name = settings.pop("name")
     if not settings.get("pretrained") and not name.startswith("hf/"):

@@ -95,7 +95,7 @@ class AuditPage:
     def facts(self) -> list[tuple[str, str]]:
         """What was done, in lines."""
         data, size = self.config["data"], self.config["data"]["input"]
-        splits = ", ".join(f"{count} of {name}" for name, count in data["splits"].items())
+        splits = ", ".join(f"{count} {name}" for name, count in data["splits"].items())
         return [
             ("Models", ", ".join(self.models)),
             ("Images", f"{splits}, {size['height']} × {size['width']} pixels"),
