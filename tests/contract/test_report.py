@@ -543,6 +543,7 @@ def test_what_cannot_be_read_is_one_sentence(tmp_path: Path):
     ("changes", "said"),
     [
         ({}, "small: 40 train"),
+        ({"benchmark": {"name": "small", "split_seed": "seed"}}, "small (each seed's own split): 40 train"),
         ({"shots": 1}, "small: 40 train; 1 training sample of each class"),
         ({"shots": "few.txt"}, "small: 40 train; training samples listed in few.txt"),
         (

@@ -145,8 +145,12 @@ def _count(number: int, noun: str) -> str:
 def _section_text(section: Any) -> str:
     if not isinstance(section, Mapping):
         return str(section)
-    options = [f"{key.replace('_', ' ')} {plain_text(value)}" for key, value in section.items() if key != "name"]
+    options = [_option_text(key.replace("_", " "), value) for key, value in section.items() if key != "name"]
     return f"{section.get('name', '')} ({', '.join(options)})" if options else str(section.get("name", ""))
+
+
+def _option_text(name: str, value: Any) -> str:
+    return f"each seed's own {name.removesuffix(' seed')}" if value == "seed" else f"{name} {plain_text(value)}"
 
 
 def plain_text(value: Any) -> str:
