@@ -104,7 +104,11 @@ def test_models_side_by_side_with_everything_that_the_data_give(hansfree, table,
     keys = {"benchmark", "variant", "method", "explainer", "model", "seed", "split", "tier", "group", "metric"}
     assert all(set(row) == keys | {"measured_with", "value", "selection"} for row in results["rows"])
     assert {row["model"] for row in results["rows"]} == {NETWORK, other}
-    ends = {(row["model"], row["metric"]): (row["low"], row["high"]) for row in results["intervals"]["rows"]}
+    assert {"images"} == {row["split"] for row in results["rows"] if row["metric"] == "acc"}
+    groups = {row["group"] for row in results["rows"] if row["metric"] == "acc" and row["group"]}
+    assert groups == {"y:0,a:0", "y:0,a:1", "y:1,a:0", "y:1,a:1"}
+    plain = [row for row in results["intervals"]["rows"] if row["group"] is None]
+    ends = {(row["model"], row["metric"]): (row["low"], row["high"]) for row in plain}
     (accuracy,) = [r for r in results["rows"] if r["metric"] == "acc" and r["model"] == NETWORK and r["group"] is None]
     low, high = ends[NETWORK, "acc"]
     assert low <= accuracy["value"] <= high

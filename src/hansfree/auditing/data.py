@@ -9,6 +9,7 @@ FOLDER/*.jpg                   images without labels
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, final
 
@@ -99,6 +100,8 @@ def read_folder(root: Path, out: Path) -> Table:
     """
     if (root / TABLE).exists() or any((root / name).is_dir() for name in FOLDERS):
         table = read_table(root, splits=())
+        if {row.split for row in table.rows} == {"ood"}:  # no place was seen in training, because there is none
+            table = replace(table, rows=tuple(replace(row, split=WHOLE) for row in table.rows))
     else:
         Image.init()
         table = _undivided(root, out)

@@ -25,6 +25,7 @@ from hansfree.evaluation import spread_over_classes
 from hansfree.explainers import LossGradient
 from hansfree.measuring import Measurement, of_maps, of_predictions, sample, together
 from hansfree.metrics import EQUIVARIANCE, EXPLANATION_AGREEMENT, LOCALISATION, METRICS
+from hansfree.metrics.accuracy import members
 from hansfree.metrics.alignment import edge_alignment, mask_alignment
 from hansfree.metrics.cka import minibatch_cka
 from hansfree.metrics.deletion import area, deletion_curve, insertion_curve, random_map
@@ -174,9 +175,15 @@ def _predicted(names: Iterable[str], audit: Audit, model: str) -> Found:
 def groups(audit: Audit, model: str) -> Found:
     """Accuracy by group (class, attribute) and tier, and what is made of these."""
     names = ("acc_wg", "acc_avg", "acc_group_mean", "acc_ba", "acc_bc")
-    judged = {(model, split): audit.ours(model, split) for split in audit.splits}
+    judged = {(model, split): _in_all_groups(audit.ours(model, split)) for split in audit.splits}
     apart = [m for m in of_predictions(judged) if m.metric == "acc" and (m.group or m.tier)]
     return Found(_predicted(names, audit, model).measured + apart)
+
+
+def _in_all_groups(predictions: Predictions) -> Predictions:
+    """Predictions whose every group counts as seen in training, where nothing is known of training."""
+    found, _ = members(predictions) or ([], None)
+    return predictions if predictions.training_groups else replace(predictions, training_groups=dict.fromkeys(found, 1))
 
 
 def agreement(audit: Audit, model: str) -> Found:
