@@ -17,6 +17,7 @@ import torch
 from hansfree.config import apply_overrides
 from hansfree.errors import NotGivenError
 from hansfree.experiment import built
+from hansfree.methods.prepared_distiller import PreparedDistiller
 from hansfree.plan import families, plan, read_suite
 from hansfree.runs import SuiteFolder, read_yaml
 from hansfree.suite import cells_of
@@ -32,6 +33,8 @@ class Stepper:
         self.training = cell.config.training
         self.benchmark, self.method = built(cell.config)
         self.method.train()
+        if isinstance(self.method, PreparedDistiller):
+            self.method.finish_stage()  # a step of the student's, not of what comes before
         groups = self.method.next_stage().groups or {"all": tuple(self.method.parameters())}
         self.groups = {name: [p for p in group if p.requires_grad] for name, group in groups.items()}
         self.optimiser = make_optimiser(self.groups, self.training)

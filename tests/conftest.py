@@ -21,6 +21,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a background job's chil
 
 
 SHORT = {
+    "sskd": {"projection_epochs": 1},
     "neuron-differentiation": {
         **{"warm_up_epochs": 1, "mask_epochs": 1, "fine_tune_epochs": 4, "rounds": 2},
         "iou_weight": 0.01,  # a term of ratios, which among a few hundred weights would outweigh all others

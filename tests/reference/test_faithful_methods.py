@@ -26,9 +26,8 @@ from hansfree.methods.at import attention_transfer
 from hansfree.methods.cat_kd import activation_maps, class_attention_transfer
 from hansfree.methods.crd import Bank, contrast
 from hansfree.methods.e2kd import BASES, explanation_distance
-from hansfree.methods.kd import multi_label_kl
 from hansfree.methods.label_loss import label_loss
-from hansfree.methods.output_distillation import softened_kl
+from hansfree.methods.output_distillation import multi_label_kl, softened_kl
 from hansfree.methods.review_kd import Fusion, hierarchical_context_loss
 from hansfree.models import load_model
 

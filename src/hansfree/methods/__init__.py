@@ -14,6 +14,7 @@ from hansfree.methods.end import EnD
 from hansfree.methods.erm import ERM
 from hansfree.methods.explanation_distillation import ExplanationDistillation
 from hansfree.methods.feature_distillation import FeatureDistillation
+from hansfree.methods.ft import FT
 from hansfree.methods.gain import GAIN
 from hansfree.methods.gals import GALS
 from hansfree.methods.gce import GCE
@@ -35,6 +36,7 @@ from hansfree.methods.rebias import ReBias
 from hansfree.methods.resampling import ClassResampling, ClassReweighting, Resampling, Reweighting
 from hansfree.methods.review_kd import ReviewKD
 from hansfree.methods.rrr import RRR
+from hansfree.methods.sskd import SSKD
 
 METHODS: dict[str, type[Method]] = {
     "erm": ERM,
@@ -53,6 +55,8 @@ METHODS: dict[str, type[Method]] = {
     "cat-kd": CATKD,
     "review-kd": ReviewKD,
     "crd": CRD,
+    "ft": FT,
+    "sskd": SSKD,
     "gce": GCE,
     "lff": LfF,
     "dfa": DFA,
@@ -86,6 +90,7 @@ __all__ = [
     "DLDL",
     "E2KD",
     "ERM",
+    "FT",
     "GAIN",
     "GALS",
     "GCE",
@@ -95,6 +100,7 @@ __all__ = [
     "METHODS",
     "PGI",
     "RRR",
+    "SSKD",
     "AttentionDistillation",
     "ClassResampling",
     "ClassReweighting",

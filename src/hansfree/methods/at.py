@@ -2,7 +2,7 @@
 
 Formula. ``L = weight * sum_j mean_p (a_S,j(p) - a_T,j(p))^2 + label_weight * CE(s, y)``, means over samples and, in
 the sum over pairs of layers j, over pixels p, with ``a = m / |m|_2`` and ``m(p) = mean_c f_c(p)^2``. Feature maps f of
-different size are average-pooled to the smaller one first.
+different size are average-pooled to the smaller one first. ``output_weight`` adds kd's term, at ``output_temperature``.
 
 Source. Zagoruyko & Komodakis, Paying more attention to attention, 2017, https://arxiv.org/abs/1612.03928, eq. 1 and 2.
 As a rival of e2KD: Parchami-Araghi et al., 2024, https://arxiv.org/abs/2402.03119, with labels, as here by default
@@ -61,16 +61,20 @@ class AT(Distiller):
         *,
         weight: float = 1000.0,
         label_weight: float = 1.0,
+        output_weight: float = 0.0,
+        output_temperature: float = 4.0,
         student_layers: Paths = None,
         teacher_layers: Paths = None,
     ) -> None:
-        super().__init__(setup, label_weight=label_weight)
+        super().__init__(
+            setup, label_weight=label_weight, output_weight=output_weight, output_temperature=output_temperature
+        )
         check_weight(weight)
         self.weight = weight
         self.match(student_layers, teacher_layers)
 
     def terms(self, batch: Batch, ours: Seen, theirs: Seen) -> dict[str, Tensor]:
-        """``{"attention": weight * sum over layers}`` and, where it has a weight, ``"label"``."""
+        """``{"attention": weight * sum over layers}`` and, where they have a weight, ``"output"`` and ``"label"``."""
         pairs = zip(active(self.student, ours.maps), active(self.teacher.model, theirs.maps), strict=True)
-        distances = [attention_transfer(s, t) for s, t in pairs]
-        return {"attention": self.weight * torch.stack(distances).sum(), **self.label_term(batch, ours.logits)}
+        attention = torch.stack([attention_transfer(s, t) for s, t in pairs]).sum()
+        return {"attention": self.weight * attention, **self.logit_terms(batch, ours.logits, theirs.logits)}

@@ -3,6 +3,7 @@
 Formula. ``L = weight * mse(n(A_S), n(A_T)) + label_weight * CE(s, y)`` with the class activation maps
 ``A_k = sum_c W_kc f_c`` of the last feature map f, average-pooled to ``resolution`` x ``resolution``; n divides the
 map of each class by its L2 norm over space. The mean of squares is over samples, classes and pixels.
+``output_weight`` adds kd's term, at ``output_temperature``.
 
 Source. Guo, Yan, Li & Lin, Class attention transfer based knowledge distillation, CVPR 2023,
 https://arxiv.org/abs/2304.12777; the defaults are those of its published code for CIFAR-100 (2 x 2, weight 400). Its
@@ -55,10 +56,14 @@ class CATKD(Distiller):
         *,
         weight: float = 400.0,
         label_weight: float = 1.0,
+        output_weight: float = 0.0,
+        output_temperature: float = 4.0,
         resolution: int = 2,
         normalised: bool = True,
     ) -> None:
-        super().__init__(setup, label_weight=label_weight)
+        super().__init__(
+            setup, label_weight=label_weight, output_weight=output_weight, output_temperature=output_temperature
+        )
         check_weight(weight)
         if resolution < 1 or (normalised and resolution < 2):
             raise UserError(
@@ -69,12 +74,12 @@ class CATKD(Distiller):
         self.teacher_layers = _pooled_layer(self.teacher.model, setup.input, "teacher")
 
     def terms(self, batch: Batch, ours: Seen, theirs: Seen) -> dict[str, Tensor]:
-        """``{"class-attention": weight * mse}`` and, where it has a weight, ``"label"``."""
+        """``{"class-attention": weight * mse}`` and, where they have a weight, ``"output"`` and ``"label"``."""
         maps = (
             activation_maps(model, seen.maps[0]) for model, seen in ((self.student, ours), (self.teacher.model, theirs))
         )
         distance = class_attention_transfer(*maps, resolution=self.resolution, normalised=self.normalised)
-        return {"class-attention": self.weight * distance, **self.label_term(batch, ours.logits)}
+        return {"class-attention": self.weight * distance, **self.logit_terms(batch, ours.logits, theirs.logits)}
 
 
 def activation_maps(model: nn.Module, watched: Float[Tensor, "b c h w"]) -> Float[Tensor, "b classes h w"]:

@@ -7,6 +7,7 @@ its L2 norm. Against n remembered embeddings v_j of other images,
     l(u, v) = -log h(u . v) - sum_j log(1 - h(u . v_j)),    h(c) = e^(c / T) / (e^(c / T) + n Z)
 
 and Z = E e^(u . r / T) is the mean over random directions r: the noise of noise-contrastive estimation.
+``output_weight`` adds kd's term, at ``output_temperature``.
 
 Source. Tian, Krishnan & Isola, Contrastive representation distillation, ICLR 2020, https://arxiv.org/abs/1910.10699,
 eq. 10 to 19; the defaults are the paper's and its published code's (16,384 negatives, T 0.07, 128 dimensions, weight
@@ -123,13 +124,17 @@ class CRD(Distiller):
         *,
         weight: float = 0.8,
         label_weight: float = 1.0,
+        output_weight: float = 0.0,
+        output_temperature: float = 4.0,
         negatives: int = 16384,
         dimensions: int = 128,
         temperature: float = 0.07,
         bank: Kind = "queue",
         momentum: float = 0.5,
     ) -> None:
-        super().__init__(setup, label_weight=label_weight)
+        super().__init__(
+            setup, label_weight=label_weight, output_weight=output_weight, output_temperature=output_temperature
+        )
         check_weight(weight)
         if bank not in get_args(Kind):
             raise unknown("bank", bank, get_args(Kind))
@@ -146,7 +151,7 @@ class CRD(Distiller):
         self._fresh: tuple[Tensor, Tensor] | None = None
 
     def terms(self, batch: Batch, ours: Seen, theirs: Seen) -> dict[str, Tensor]:
-        """``{"contrast": weight * both directions}`` and, where it has a weight, ``"label"``."""
+        """``{"contrast": weight * both directions}`` and, where they have a weight, ``"output"`` and ``"label"``."""
         assert ours.embedding is not None and theirs.embedding is not None
         with torch.autocast(batch.index.device.type, enabled=False):
             u, v = self.embed_ours(ours.embedding), self.embed_theirs(theirs.embedding)
@@ -156,7 +161,7 @@ class CRD(Distiller):
             loss = loss + contrast(v, u, self.bank.ours[rows], own, self.temperature)
         if self.training:
             self._fresh = u.detach(), v.detach()
-        return {"contrast": self.weight * loss, **self.label_term(batch, ours.logits)}
+        return {"contrast": self.weight * loss, **self.logit_terms(batch, ours.logits, theirs.logits)}
 
     def _rows(self, device: torch.device) -> Int[Tensor, "n"] | slice:
         """Which entries are the negatives: all of a queue, some of a full bank (always the same in validation)."""

@@ -15,6 +15,7 @@ from hansfree.core import Batch, Classifier, LiveTeacher, Method, Setup, Teacher
 from hansfree.errors import UserError
 from hansfree.methods.label_loss import label_loss
 from hansfree.methods.matched_layers import FeatureLayer, Seen, Watched, find_layers
+from hansfree.methods.output_distillation import check_temperature, multi_label_kl, softened_kl
 
 Paths = tuple[str, ...] | None
 """Layers named by their paths; None: found."""
@@ -39,11 +40,17 @@ class Distiller(Method, ABC):
     embeds: ClassVar[bool] = False
     """Whether the terms are made from what goes into the last layers."""
 
-    def __init__(self, setup: Setup, *, label_weight: float) -> None:
+    def __init__(
+        self, setup: Setup, *, label_weight: float, output_weight: float = 0.0, output_temperature: float = 4.0
+    ) -> None:
         super().__init__(setup)
-        if label_weight < 0:
+        if not label_weight >= 0:
             raise UserError(f"method.label_weight must be 0 or above, not {label_weight}; 0 is without labels.")
+        if not output_weight >= 0:
+            raise UserError(f"method.output_weight must be 0 or above, not {output_weight}; 0 is without logits.")
+        check_temperature(output_temperature, "output_temperature")
         self.label_weight = label_weight
+        self.output_weight, self.output_temperature = output_weight, output_temperature
         self.reads_labels = label_weight > 0
         self.layers: tuple[FeatureLayer, ...] = ()
         self.teacher_layers: tuple[FeatureLayer, ...] = ()
@@ -77,15 +84,21 @@ class Distiller(Method, ABC):
         """The terms of one ordinary pass of each."""
         looking = self.watch()
         theirs = looking.theirs(looking.teacher.logits(batch))
-        return self.terms(batch, looking.ours(looking.student(batch.images)), theirs)
+        return self.terms(batch, looking.ours(looking.student(batch.input)), theirs)
 
     @abstractmethod
     def terms(self, batch: Batch, ours: Seen, theirs: Seen) -> dict[str, Tensor]:
         """Named terms from what the student's pass and the teacher's showed."""
 
-    def label_term(self, batch: Batch, logits: Tensor) -> dict[str, Tensor]:
-        """``{"label": label_weight * cross-entropy}``; nothing where the weight is 0."""
-        return {"label": self.label_weight * label_loss(logits, batch.label)} if self.label_weight else {}
+    def logit_terms(self, batch: Batch, ours: Tensor, theirs: Tensor) -> dict[str, Tensor]:
+        """``{"output": output_weight * T^2 KL, "label": label_weight * cross-entropy}``, each where it has a weight."""
+        terms = dict[str, Tensor]()
+        if self.output_weight:
+            divergence = softened_kl if batch.label.ndim == 1 else multi_label_kl
+            terms["output"] = self.output_weight * divergence(ours, theirs, self.output_temperature)
+        if self.label_weight:
+            terms["label"] = self.label_weight * label_loss(ours, batch.label)
+        return terms
 
 
 def check_weight(weight: float) -> None:

@@ -18,6 +18,7 @@ Cost. The teacher's forward pass on top of an ERM step.
 
 from typing import final
 
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -37,10 +38,20 @@ def softened_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     return temperature**2 * divergence
 
 
-def check_temperature(temperature: float) -> None:
+def multi_label_kl(
+    student: Float[Tensor, "b classes"], teacher: Float[Tensor, "b classes"], temperature: float
+) -> Float[Tensor, ""]:
+    """``T^2 sum_c KL(B(teacher_c / T) || B(student_c / T))``, mean over the batch; B(z) = Bernoulli(sigmoid(z))."""
+    student, teacher = student / temperature, teacher / temperature
+    yes = teacher.sigmoid() * (F.logsigmoid(teacher) - F.logsigmoid(student))
+    no = (-teacher).sigmoid() * (F.logsigmoid(-teacher) - F.logsigmoid(-student))
+    return temperature**2 * (yes + no).sum(1).mean()
+
+
+def check_temperature(temperature: float, key: str = "temperature") -> None:
     """Raise ``UserError`` for a temperature that is not positive."""
     if not temperature > 0:
-        raise UserError(f"method.temperature must be above 0, not {temperature}.")
+        raise UserError(f"method.{key} must be above 0, not {temperature}.")
 
 
 @final
@@ -60,4 +71,4 @@ class OutputDistillation(Method):
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """``{"output": T^2 KL}``."""
-        return {"output": softened_kl(self.student(batch.images), self.teacher.logits(batch), self.temperature)}
+        return {"output": softened_kl(self.student(batch.input), self.teacher.logits(batch), self.temperature)}

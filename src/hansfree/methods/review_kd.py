@@ -10,6 +10,7 @@ with u_(i+1) enlarged to f_S,i and u_i resized to the teacher's map before the l
 last layers is the last stage, and has nothing to be fused with. The hierarchical context loss of two maps is the
 weighted mean of their mean squared differences at full size (weight 1) and pooled to 4 x 4, 2 x 2 and 1 x 1 (weights
 1/2, 1/4, 1/8; only sizes below the map's own).
+``output_weight`` adds kd's term, at ``output_temperature``.
 
 Source. Chen, Liu, Zhao & Jia, Distilling knowledge via knowledge review, CVPR 2021, https://arxiv.org/abs/2104.09044;
 weight 1 and one epoch of warm-up (that is, none) as on ImageNet; on CIFAR-100 the published code warms up for 20
@@ -95,11 +96,15 @@ class ReviewKD(Distiller):
         *,
         weight: float = 1.0,
         label_weight: float = 1.0,
+        output_weight: float = 0.0,
+        output_temperature: float = 4.0,
         warmup_epochs: int = 1,
         student_layers: Paths = None,
         teacher_layers: Paths = None,
     ) -> None:
-        super().__init__(setup, label_weight=label_weight)
+        super().__init__(
+            setup, label_weight=label_weight, output_weight=output_weight, output_temperature=output_temperature
+        )
         check_weight(weight)
         if warmup_epochs < 1:
             raise UserError(f"method.warmup_epochs must be 1 (no warm-up) or above, not {warmup_epochs}.")
@@ -115,13 +120,13 @@ class ReviewKD(Distiller):
         self.register_buffer("samples_seen", torch.zeros((), dtype=torch.long))
 
     def terms(self, batch: Batch, ours: Seen, theirs: Seen) -> dict[str, Tensor]:
-        """``{"review": weight * sum over stages}`` and, where it has a weight, ``"label"``."""
+        """``{"review": weight * sum over stages}`` and, where they have a weight, ``"output"`` and ``"label"``."""
         losses, later = list[Tensor](), None
         for fusion, features, target in zip(reversed(self.fusions), _stages(ours), _stages(theirs), strict=True):
             result, later = fusion(features, later, target.shape[-2:])
             losses.append(hierarchical_context_loss(at_least_float32(result), at_least_float32(target)))
         review = self.weight * self._warmth() * torch.stack(losses).sum()
-        return {"review": review, **self.label_term(batch, ours.logits)}
+        return {"review": review, **self.logit_terms(batch, ours.logits, theirs.logits)}
 
     def _warmth(self) -> Tensor | float:
         epoch = 1 + self.samples_seen // self._setup.samples
