@@ -85,7 +85,7 @@ def _shown(results: Section, variants: Iterable[str] | None) -> list[str]:
 
 def _summaries(rows: Iterable[Row]) -> dict[tuple[str, str, str, str], Summary]:
     """By variant, model, split and metric, of rows about whole splits."""
-    whole = [row for row in rows if row["group"] is None and row["tier"] is None]
+    whole = [row for row in rows if row["group"] is None and row.get("tier") is None]
     return {(str(s.variant), str(s.model), str(s.split), s.metric): s for s in summarise(whole)}
 
 
