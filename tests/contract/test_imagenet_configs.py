@@ -1,4 +1,4 @@
-"""Configs of e2KD on ImageNet and SUN397: on small folders in the original layouts every variant takes two steps.
+"""Configs on ImageNet and SUN397: on small folders in the original layouts every variant takes two steps.
 
 As in test_paper_configs.py; apart because there is neither ood nor shift here, and because of the conditions.
 """
@@ -31,7 +31,8 @@ pytest.importorskip("bcos")
 CONFIGS = Path(__file__).parents[2] / "configs"
 FEW_SHOTS = "imagenet-few-shots-paper"
 UNRELATED = ("sun397-unrelated-paper", "imagenet-unrelated-paper")
-ALL = (FEW_SHOTS, *UNRELATED)
+DISSECTED = "imagenet-kd-interpretability-paper"
+ALL = (FEW_SHOTS, *UNRELATED, DISSECTED)
 
 
 @pytest.fixture
@@ -54,14 +55,29 @@ def shortened(imagenet, sun397, tmp_path):
             few = tmp_path / "few.txt"
             few.write_text("".join(f"{file.name}\n" for file in listed(imagenet)))
             changes += ["conditions.50 images.shots=2", f"conditions.200 images.shots={few}"]
+        if name == DISSECTED:
+            changes += dissected(section["variants"], narrow)
         section = apply_overrides(section, changes)
-        for part in (section, *section.get("conditions", {}).values()):
+        for part in (section, *section.get("conditions", {}).values(), *section["variants"].values()):
             for key in ("epochs", "batch_size"):
                 part.get("training", {}).pop(key, None)
         section["training"] |= {"steps": 2, "batch_size": 4, "workers": 0}
         return section
 
     return short
+
+
+def dissected(variants, narrow):
+    """What shortens the variants: few epochs before the student, teachers of their own as small as the others."""
+    found = [f"variants.{name}.method.projection_epochs=1" for name in variants if name.startswith("sskd")]
+    models = ["variants.self-kd.teacher.model"]
+    models += [f"variants.{name}.teacher.train.model" for name in variants if name.startswith("smoothed")]
+    found += [f"{model}.size=[40, 40]" for model in models] + [f"{models[0]}.pretrained=false"]
+    if narrow:
+        found += [f"{model}.{key}" for model in models for key in ("name=small-resnet", "widths=[4, 8]")]
+        layers = [f"{role}_layers=[blocks.0, blocks.1]" for role in ("student", "teacher")]
+        found += [f"variants.{name}.method.{key}" for name in ("at", "at-logits") for key in layers]
+    return found
 
 
 def listed(imagenet):
@@ -74,7 +90,8 @@ def two_steps(cell):
     """The benchmark, after two steps, a validation and the tests of one cell."""
     benchmark, method = built(cell.config)
     steps = list(fit(method, benchmark, cell.config.training, accelerator=make_accelerator(device="cpu")))
-    assert len(steps) == 2 and all(math.isfinite(step.loss) for step in steps), cell.variant
+    assert sum(step.stage == steps[-1].stage for step in steps) == 2, cell.variant
+    assert all(math.isfinite(step.loss) for step in steps), cell.variant
     selection = make_selection(cell.config, method, benchmark)
     assert math.isfinite(selection.score(selection.validate(method, 9, "cpu")[0])), cell.variant
     teacher = method.teacher if "teacher" in method.needs else None
@@ -109,6 +126,20 @@ def test_the_other_conditions_take_a_list_and_all_images(shortened, imagenet, tm
     assert len(everything.split("train")) == 3 * 11
 
 
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        ("at-logits", "ft"),
+        pytest.param(None, marks=pytest.mark.slow),
+    ],
+    ids=["some", "all"],
+)
+def test_distillers_whose_units_are_dissected_take_two_steps(chosen, shortened, tmp_path):
+    for cell in cells_of(read_suite(shortened(DISSECTED)), SuiteFolder(tmp_path)):
+        if chosen is None or cell.variant in chosen:
+            two_steps(cell)
+
+
 @pytest.mark.parametrize("name", UNRELATED)
 def test_every_variant_on_unrelated_images_takes_two_steps(name, shortened, tmp_path):
     found = {cell.planned.family: cell for cell in cells(shortened(name), tmp_path)}
@@ -121,7 +152,8 @@ def test_every_variant_on_unrelated_images_takes_two_steps(name, shortened, tmp_
 
 @pytest.mark.parametrize("name", ALL)
 def test_the_networks_that_are_named_are_built_as_they_stand(name, shortened, tmp_path):
-    variant = next(cell for cell in cells(shortened(name, narrow=False), tmp_path) if "kd" in cell.variant)
+    every = cells_of(read_suite(shortened(name, narrow=False)), SuiteFolder(tmp_path))
+    variant = next(cell for cell in every if "kd" in cell.variant)
     _, method = built(variant.config)
     wanted = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"))
     assert method.student.config["architecture"] == wanted["model"]["name"]
