@@ -59,6 +59,18 @@ class Tokens:
 
 
 @dataclass(frozen=True)
+class Words:
+    """What is known of the words of a batch of texts, beside the tokens that ``Tokens.word_ids`` give them."""
+
+    written: tuple[tuple[str, ...], ...]
+    """As they stand in each text."""
+    sign: Int[Tensor, "b length"]
+    """Of the word that each token belongs to: 1 good, -1 bad, 0 where nobody rated it, or where there is no word."""
+    planted: Bool[Tensor, "b length"]
+    """The tokens of a word that was put there as a shortcut."""
+
+
+@dataclass(frozen=True)
 class Boxes:
     """Boxes of a batch, one tensor per image: corners (x0, y0, x1, y1) in pixels, ends exclusive, and classes."""
 
@@ -90,6 +102,8 @@ class Batch:
     """Position in the benchmark's own split, where ``index`` counts a part of it (a few shots)."""
     split: str | None = None
     """The split whose samples ``index`` counts, where a store has marked it: see :mod:`hansfree.store`."""
+    words: Words | None = None
+    """Of texts."""
 
     def __len__(self) -> int:
         return len(self.index)
@@ -113,7 +127,7 @@ def _moved(value: Any, device: torch.device | str) -> Any:
         return value.to(device)
     if isinstance(value, tuple):
         return tuple(_moved(item, device) for item in cast(tuple[Any, ...], value))
-    if isinstance(value, Tokens | Boxes):
+    if isinstance(value, Tokens | Boxes | Words):
         return type(value)(*(_moved(getattr(value, f.name), device) for f in dataclasses.fields(value)))
     return value
 
@@ -182,11 +196,23 @@ def held_affine(x: Tensor, scale: Tensor, shift: Tensor | None = None) -> Tensor
 
 @dataclass(frozen=True)
 class InputSpec:
-    """The shape of one input image."""
+    """The shape of one input image; of a text it is one row, as long as its tokens."""
 
     channels: int
     height: int
     width: int
+
+
+@dataclass(frozen=True)
+class TextSpec:
+    """What a model must share with a benchmark of texts."""
+
+    vocabulary: str
+    """The tokenizer's digest of which token has which number."""
+    length: int
+    """The most tokens that a text has."""
+    signs: tuple[int, ...]
+    """Of the classes: 1 good, -1 bad."""
 
 
 Encoding = Literal["plain", "six-channels"]
@@ -308,7 +334,7 @@ class Teacher(ABC):
         return self.model
 
     @abstractmethod
-    def view(self, batch: Batch) -> Float[Tensor, "b c h w"]:
+    def view(self, batch: Batch) -> Float[Tensor, "b c h w"] | Tokens:
         """What the network sees of ``batch``. Raises ``UserError`` where only its answers are at hand."""
 
     @abstractmethod
@@ -369,10 +395,10 @@ class LiveTeacher(Drawer, Teacher):
             return {}
         return {"background": torch.randint(2**31, (count,), generator=generator)}
 
-    def view(self, batch: Batch) -> Float[Tensor, "b c h w"]:
+    def view(self, batch: Batch) -> Float[Tensor, "b c h w"] | Tokens:
         """What the teacher sees of ``batch``. Raises ``UserError`` where the benchmark does not give what it takes."""
         if self.sees == "input":
-            return batch.images
+            return batch.input
         if self.sees == "clean":
             if batch.clean is None:
                 raise UserError(
@@ -511,11 +537,11 @@ class Method(nn.Module, ABC):
         """State too large for every checkpoint: buffers that are not persistent, kept in a file for resuming alone."""
         return {}
 
-    def predict(self, input: Tensor) -> Float[Tensor, "b classes"]:
+    def predict(self, input: Any) -> Float[Tensor, "b classes"]:
         """Logits that are judged."""
         return self.student(input)
 
-    def predictions(self, input: Tensor) -> dict[str, Float[Tensor, "b classes"]]:
+    def predictions(self, input: Any) -> dict[str, Float[Tensor, "b classes"]]:
         """Logits by model: ``student`` as :meth:`predict` gives them, and of sub-models that are reported apart."""
         return {"student": self.predict(input)}
 
@@ -591,6 +617,8 @@ class Benchmark(ABC):
     gives: frozenset[str] = frozenset()
     """Supervision that the batches carry: of bias, mask, boxes, clean."""
     input: InputSpec
+    text: TextSpec | None = None
+    """Of benchmarks of texts."""
 
     @abstractmethod
     def split(self, name: str) -> Split:

@@ -18,6 +18,7 @@ from hansfree.errors import UserError
 from hansfree.measuring import localisation, moved_by
 from hansfree.methods.class_choice import Given, Top
 from hansfree.metrics import METRICS, accuracy, conflicting_accuracy, f1, worst_group_accuracy
+from hansfree.words import word_maps
 
 Rule = Literal[
     "last", "iid_val", "iid_val_loss", "worst_group_val", "conflicting_val", "epg_val", "iou_val", "ood_val", "oracle"
@@ -53,7 +54,7 @@ def predictions_of(method: Method, split: Split, batch_size: int, device: Device
     """What the judged model says on ``split``, in eval mode."""
     was_training = method.training
     method.eval()
-    logits = logits_on(lambda batch: method.predict(batch.images), split, batch_size, device)
+    logits = logits_on(lambda batch: method.predict(batch.input), split, batch_size, device)
     method.train(was_training)
     return Predictions(logits, split.label, split.bias, tiers=split.tiers)
 
@@ -65,7 +66,7 @@ def predictions_by_model(method: Method, split: Split, batch_size: int, device: 
     method.eval()
     parts: dict[str, list[Tensor]] = {}
     for index in torch.arange(len(split)).split(batch_size):
-        for model, logits in method.predictions(split.batch(index).to(device).images).items():
+        for model, logits in method.predictions(split.batch(index).to(device).input).items():
             parts.setdefault(model, []).append(logits.float().cpu())
     method.train(was_training)
     return {
@@ -239,11 +240,15 @@ def heatmaps(
     Maps are summed over channels, [count, h, w]. Samples are taken class by class in turn, the first ones each. With a
     ``shift``, the samples of the first split once more, shifted by so many pixels. Where images have labels of several
     classes, the map is that of the first one that is there, and a model that does not find it (a logit of 0 or below)
-    predicts -1.
+    predicts -1. Of texts, their words and what :func:`hansfree.words.word_maps` says of them.
     """
     moved = {f"{splits[0]}, shifted by {shift} pixels": splits[0]} if shift else {}
     whence = {**{name: name for name in splits}, **moved}
     arrays: dict[str, Any] = {"splits": np.array(list(whence)), "classes": np.array(benchmark.classes)}
+    if benchmark.text is not None:
+        return word_maps(
+            student, teacher, benchmark, splits, explainer, partial(spread_over_classes, count=count), device
+        )
     student.eval()
     for name, origin in whence.items():
         split = benchmark.split(origin)

@@ -5,6 +5,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ from hansfree.measuring import Measurement, of_maps, of_mining, of_predictions
 from hansfree.metrics import accuracy
 from hansfree.metrics.conflicts import predictive_power
 from hansfree.metrics.intervals import DRAWS, LEVEL
-from hansfree.models import load_model, save_model, with_batch_statistics
+from hansfree.models import save_model, with_batch_statistics
+from hansfree.models.text import TextClassifier, save_text_model
 from hansfree.parts import (
     MapsConfig,
     RunConfig,
@@ -32,10 +34,11 @@ from hansfree.parts import (
     make_category,
     make_explainer,
     make_method,
-    make_model,
+    make_network,
     make_stored_data,
     named_benchmark,
     needs_of,
+    read_exported,
     selection_rule,
     spelled,
     teacher_config,
@@ -45,6 +48,7 @@ from hansfree.representations import check_pictures, representations, seen
 from hansfree.runs import RunFolder, atomic_path, read_results, write_json
 from hansfree.store import StoredTeacher, open_store
 from hansfree.training import Step, fit, make_accelerator
+from hansfree.words import of_words
 
 OnStep = Callable[[str, int, int], None]
 """Told what is being trained, the step and the number of steps: what a progress bar needs."""
@@ -57,7 +61,7 @@ def make_teacher(config: RunConfig, benchmark: Benchmark, out: Path, **how: Any)
     model = _ready_model(config.teacher, benchmark)
     if model is None and config.teacher.train is not None:
         folder = run(teacher_config(config), out / "teacher", resume=True, report=False, **how)
-        model = load_model(str(folder.exported), num_classes=len(benchmark.classes))
+        model = read_exported(str(folder.exported), benchmark)
     if config.teacher.store is not None:
         return stored_teacher(config, model)
     assert model is not None
@@ -108,10 +112,10 @@ def _ready_model(source: TeacherConfig, benchmark: Benchmark) -> nn.Module | Non
     if absent != 2 and (absent != 3 or source.store is None):
         raise UserError("The teacher section needs exactly one of path, model and train, or a store.")
     if source.path is None:
-        return None if source.model is None else make_model(source.model, benchmark)
+        return None if source.model is None else make_network(source.model, benchmark)
     if not (Path(source.path) / "config.json").is_file():
         raise UserError(f"teacher.path: {source.path} holds no exported model; name a folder with config.json in it.")
-    return load_model(source.path, num_classes=len(benchmark.classes))
+    return read_exported(source.path, benchmark)
 
 
 def _live(model: nn.Module, config: RunConfig) -> Teacher:
@@ -262,6 +266,8 @@ def evaluate(
     write_heatmaps(config, method, teacher, benchmark, tests, folder, device)
     if isinstance(method.student, Classifier):
         save_model(method.student, folder.exported, input=benchmark.input, classes=benchmark.classes)
+    elif isinstance(method.student, TextClassifier):
+        save_text_model(method.student, folder.exported, classes=benchmark.classes)
     write_representations(config, method, benchmark, tests, folder, device)
     measured = [*of_predictions(judged), *of_mining(method.mined(), benchmark.split("train"))]
     if settings.measure is not None:
@@ -325,6 +331,19 @@ def measure_maps(
     for section in asked.explainers:
         explainer, settings = make_explainer(section), asked.model_dump(exclude={"explainers"})
         assert explainer is not None
+        if benchmark.text is not None:
+            of_texts = partial(of_words, class_signs=benchmark.text.signs, samples=asked.samples, device=device)
+            for name in splits:
+                found += of_texts(
+                    method.student,
+                    teacher,
+                    benchmark.split(name),
+                    name,
+                    explainer,
+                    measured_with=spelled(section),
+                    batch_size=asked.batch_size,
+                )
+            continue
         for name in splits:
             found += of_maps(
                 method.student,

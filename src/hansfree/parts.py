@@ -1,14 +1,18 @@
 """The parts of a run, built from its config: benchmark, model, explainer, method."""
 
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, model_validator
+from torch import nn
 
 from hansfree.augmentation import Augmentation
 from hansfree.benchmarks import BENCHMARKS
+from hansfree.benchmarks.photographs import data_root
 from hansfree.benchmarks.regimes import augmented, few_shots, transferred
+from hansfree.benchmarks.texts import MODEL_SET
 from hansfree.config import Schema, Section, construct, inner_section, merge, parse
 from hansfree.core import Benchmark, Classifier, Explainer, Method, Setup, Teacher, TeacherInput
 from hansfree.errors import NotGivenError, UserError
@@ -18,6 +22,7 @@ from hansfree.methods import METHODS
 from hansfree.metrics.class_similarity import categories_of, numbered
 from hansfree.models import load_model
 from hansfree.models.loading import imported
+from hansfree.models.text import TextClassifier, load_text_model
 from hansfree.report.wording import SUPERVISION
 from hansfree.representations import Picture
 from hansfree.store import Marked
@@ -172,8 +177,26 @@ def make_benchmark(config: RunConfig, read: Callable[[Section], Benchmark] = nam
         seed = config.seed if config.shots_seed is None else config.shots_seed
         images = few_shots(images, config.shots, seed)
     benchmark = images if config.transfer is None else transferred(benchmark, images)
+    check_for_texts(config, benchmark)
     benchmark = benchmark if config.augmentation is None else augmented(benchmark, config.augmentation)
     return benchmark if config.teacher is None or config.teacher.store is None else Marked(benchmark)
+
+
+def check_for_texts(config: RunConfig, benchmark: Benchmark) -> None:
+    """Raises ``UserError`` for settings about images where the benchmark has texts."""
+    if benchmark.text is None:
+        return
+    settings = {
+        "augmentation": config.augmentation is not None,
+        "transfer": config.transfer is not None,
+        f"teacher_input: {config.teacher_input}": config.teacher_input != "input",
+        "teacher.store": config.teacher is not None and config.teacher.store is not None,
+        "evaluation.pictures": bool(config.evaluation.pictures),
+        "evaluation.measure.shifts": config.evaluation.measure is not None and config.evaluation.measure.shifts > 0,
+    }
+    for key, is_set in settings.items():
+        if is_set:
+            raise UserError(f"{key} is for images, but {benchmark.name} has texts; take it out.")
 
 
 def make_stored_data(config: RunConfig) -> Benchmark:
@@ -205,6 +228,8 @@ def make_model(section: Section, benchmark: Benchmark) -> Classifier:
 
     Settings of our own networks stand beside the name: ``{name: small-cnn, widths: [16, 32, 64]}``.
     """
+    if str(section.get("name", "")).startswith(TEXT_SOURCE):
+        raise UserError(f"model.name: {section['name']} is for texts, but {benchmark.name} has images; choose another.")
     settings = ("pretrained", "stem", "mean", "std", "size", "weights", "adapter")
     options = {key: value for key, value in section.items() if key not in ("name", *settings)}
     given = {"num_classes": len(benchmark.classes), "channels": benchmark.input.channels, "options": options}
@@ -214,6 +239,68 @@ def make_model(section: Section, benchmark: Benchmark) -> Classifier:
     return construct(
         {"model": load_model}, {**chosen, "name": "model"}, "model", given={"name": section["name"], **given}
     )
+
+
+TEXT_SOURCE = "hf-text/"
+"""Text models go by this and a folder, or the name of one below the data root."""
+
+
+def make_network(section: Section, benchmark: Benchmark) -> nn.Module:
+    """The network of a ``model`` section: :func:`make_model` for images, :func:`make_text_model` for texts."""
+    return make_model(section, benchmark) if benchmark.text is None else make_text_model(section, benchmark)
+
+
+def make_text_model(section: Section, benchmark: Benchmark) -> TextClassifier:
+    """The text model of a ``model`` section: ``{name: hf-text/FOLDER, layers: [0, 2, 5], attention: eager}``.
+
+    Raises ``UserError`` where it is none, or does not read the benchmark's tokens.
+    """
+    name = str(section.get("name", ""))
+    if not name.startswith(TEXT_SOURCE):
+        raise UserError(
+            f"The benchmark {benchmark.name} has texts, which model.name: {name} does not read; write "
+            f"{TEXT_SOURCE}FOLDER with a text model's folder, or {TEXT_SOURCE}{MODEL_SET}."
+        )
+    folder = Path(name.removeprefix(TEXT_SOURCE)).expanduser()
+    if not folder.is_dir() and len(folder.parts) == 1:
+        folder = data_root() / folder
+        if not folder.is_dir():
+            raise UserError(f"model.name: there is no {folder}; run `hansfree data get {folder.name}`.")
+    given = {"source": folder, "num_classes": len(benchmark.classes)}
+    model = construct({"model": load_text_model}, {**section, "name": "model"}, "model", given=given)
+    check_tokens(model, benchmark, str(folder))
+    return model
+
+
+def read_exported(folder: str, benchmark: Benchmark) -> nn.Module:
+    """The model that a run exported, for the benchmark's classes."""
+    if benchmark.text is None:
+        return load_model(folder, num_classes=len(benchmark.classes))
+    model = load_text_model(folder)
+    told = model.network.config.num_labels
+    if told != len(benchmark.classes):
+        raise UserError(
+            f"The model in {folder} tells {told} classes apart, but the data have {len(benchmark.classes)}; use "
+            "a model trained for these classes."
+        )
+    check_tokens(model, benchmark, folder)
+    return model
+
+
+def check_tokens(model: TextClassifier, benchmark: Benchmark, where: str) -> None:
+    """Raises ``UserError`` where the benchmark's tokens are not the model's, or more than it takes."""
+    assert benchmark.text is not None
+    tokenizer = model.tokenizer
+    if tokenizer is None or tokenizer.vocabulary != benchmark.text.vocabulary:
+        raise UserError(
+            f"The tokenizer of {benchmark.name} does not belong to the model in {where}; name that folder, with its "
+            "tokenizer, as benchmark.tokenizer."
+        )
+    if benchmark.text.length > tokenizer.limit:
+        raise UserError(
+            f"benchmark.length lets sentences have {benchmark.text.length} tokens, but the model in {where} takes "
+            f"{tokenizer.limit}; set it to {tokenizer.limit} or less."
+        )
 
 
 def make_method(config: RunConfig, benchmark: Benchmark, teacher: Teacher | None) -> Method:
@@ -226,7 +313,7 @@ def make_method(config: RunConfig, benchmark: Benchmark, teacher: Teacher | None
     torch.manual_seed(config.seed)
     train, needs = benchmark.split("train"), _needs(config.method)
     setup = Setup(
-        student=lambda: make_model(config.model, benchmark),
+        student=lambda: make_network(config.model, benchmark),
         teacher=teacher,
         samples=len(train),
         classes=len(benchmark.classes),

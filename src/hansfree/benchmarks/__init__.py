@@ -8,6 +8,7 @@ from hansfree.benchmarks.coloured_digits import ColouredDigits
 from hansfree.benchmarks.corrupted_images import CorruptedImages
 from hansfree.benchmarks.digits_many_shortcuts import DigitsManyShortcuts
 from hansfree.benchmarks.dogs_with_ties import DogsWithTies
+from hansfree.benchmarks.film_reviews import FilmReviews
 from hansfree.benchmarks.folder import Folder
 from hansfree.benchmarks.folder_with_accessories import FolderWithAccessories
 from hansfree.benchmarks.labelled_names import BAR, BFFHQ
@@ -17,6 +18,7 @@ from hansfree.benchmarks.mnist_background import MNISTBackground
 from hansfree.benchmarks.objects_on_scenes import ObjectsOnScenes
 from hansfree.benchmarks.pascal_voc import PascalVOC
 from hansfree.benchmarks.plain_digits import PlainDigits
+from hansfree.benchmarks.sst import SST
 from hansfree.benchmarks.sun397 import SUN397
 from hansfree.benchmarks.waterbirds import Waterbirds
 from hansfree.core import Benchmark
@@ -42,12 +44,15 @@ BENCHMARKS: dict[str, type[Benchmark]] = {
     "digits": PlainDigits,
     "cells": CellImages,
     "masked-pixels": MaskedPixels,
+    "film-reviews": FilmReviews,
+    "sst": SST,
 }
 
 __all__ = [
     "BAR",
     "BENCHMARKS",
     "BFFHQ",
+    "SST",
     "SUN397",
     "Accessories",
     "CellImages",
@@ -57,6 +62,7 @@ __all__ = [
     "CorruptedImages",
     "DigitsManyShortcuts",
     "DogsWithTies",
+    "FilmReviews",
     "Folder",
     "FolderWithAccessories",
     "MNISTBackground",

@@ -42,6 +42,7 @@ class Regime(Benchmark):
         self.name = whole.name  # pyright: ignore[reportAttributeAccessIssue]
         self.classes, self.biases, self.mask_names = whole.classes, whole.biases, whole.mask_names
         self.input, self.gives, self.categories = whole.input, gives, whole.categories
+        self.text = whole.text
 
     def split(self, name: str) -> Split:
         """The replaced split, else the benchmark's own."""

@@ -38,7 +38,7 @@ class ERM(Method):
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """``{"label": cross-entropy}``."""
-        return {"label": label_loss(self.student(batch.images), batch.label, self.class_weights)}
+        return {"label": label_loss(self.student(batch.input), batch.label, self.class_weights)}
 
 
 def balanced_weights(setup: Setup) -> Tensor:

@@ -70,11 +70,13 @@ class Comparison:
         """Compare ``student`` with the method's teacher; both share the method's draws."""
         draws = {**method.draws(self.explainer, batch), **method.draws(self.rule, batch)}
         answer = method.teacher.answer(batch, self.explainer, self.rule, draws)
-        found = self.explainer(student, batch.images, answer.target, draws=draws)
+        found = self.explainer(student, batch.input, answer.target, draws=draws)
         extra = None
         if self.match_absorbed:
             extra = absorbed(*found, answer.target), absorbed(answer.logits, answer.map, answer.target)
-        loss = pyramid(found.map, answer.map, DISTANCES[self.distance], stop=self.levels, extra=extra)
+        loss = pyramid(
+            _picture(found.map), _picture(answer.map), DISTANCES[self.distance], stop=self.levels, extra=extra
+        )
         return Compared(loss, answer, found)
 
 
@@ -116,6 +118,11 @@ class ExplanationDistillation(Method):
             output = softened_kl(found.student.logits, found.teacher.logits, self.temperature)
             terms["output"] = self.output_weight * output
         return terms
+
+
+def _picture(map: Tensor) -> Tensor:
+    """The map of a text, one value per token, as a picture of one row, which has one level."""
+    return map[:, None, None] if map.ndim == 2 else map
 
 
 def absorbed(logits: Tensor, map: Tensor, target: Tensor) -> Tensor:

@@ -51,4 +51,4 @@ class GCE(Method):
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """``{"label": generalised cross-entropy}``."""
-        return {"label": generalised_cross_entropy(self.student(batch.images), batch.label, self.q).mean()}
+        return {"label": generalised_cross_entropy(self.student(batch.input), batch.label, self.q).mean()}

@@ -61,7 +61,7 @@ class GroupDRO(Method):
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """``{"label": sum over groups of q_g times its mean cross-entropy}``."""
-        losses = F.cross_entropy(self.student(batch.images), batch.label, reduction="none")
+        losses = F.cross_entropy(self.student(batch.input), batch.label, reduction="none")
         group = self.groups.of_batch(batch)
         if not self.training:
             return {"label": (self.groups.weights(group, self.group_weights) * losses).mean()}

@@ -124,7 +124,7 @@ def judged_logits(student: nn.Module, batch: Batch) -> Tensor:
     """What the student says in evaluation mode, without a gradient and without a trace: for ``observe``."""
     modes = {module: module.training for module in student.modules()}
     student.eval()
-    logits = student(batch.images)
+    logits = student(batch.input)
     for module, mode in modes.items():
         module.training = mode
     return logits

@@ -57,7 +57,7 @@ class JTT(Method):
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """``{"label": cross-entropy}``, weighted in the second training where weights and not samples are changed."""
-        losses = F.cross_entropy(self.student(batch.images), batch.label, reduction="none")
+        losses = F.cross_entropy(self.student(batch.input), batch.label, reduction="none")
         if self.training and self.how == "weights" and self.stages_done == 1:
             losses = self.weights()[batch.index] * losses
         return {"label": losses.mean()}

@@ -34,4 +34,4 @@ class LabelSmoothing(Method):
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """``{"label": cross-entropy with softened labels}``."""
-        return {"label": F.cross_entropy(self.student(batch.images), batch.label, label_smoothing=self.epsilon)}
+        return {"label": F.cross_entropy(self.student(batch.input), batch.label, label_smoothing=self.epsilon)}

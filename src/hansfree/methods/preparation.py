@@ -7,18 +7,21 @@ from torch import nn
 from hansfree.core import Classifier, Teacher
 from hansfree.errors import UserError
 from hansfree.models import transplant_head, transplant_last_layer
+from hansfree.models.text import TextClassifier, start_from
 
 LastLayer = Literal["copied", "head", "free"]
 Start = Literal["random", "teacher"]
 
 
 def prepare_student(student: nn.Module, teacher: Teacher, *, last_layer: LastLayer, start: Start) -> None:
-    """Give the student the teacher's weights (``start: teacher``) and its frozen last layer (``copied``), or all
-    that stands behind the last feature map of a CLIP ResNet (``head``).
+    """Give the student the teacher's weights (``start: teacher``; a text model of some layers those of these layers)
+    and its frozen last layer (``copied``), or all that stands behind the last feature map of a CLIP ResNet (``head``).
 
     Raises ``UserError`` where the two networks do not allow it.
     """
-    if start == "teacher":
+    if start == "teacher" and isinstance(student, TextClassifier) and isinstance(teacher.model, TextClassifier):
+        start_from(student, teacher.model)
+    elif start == "teacher":
         try:
             student.load_state_dict(teacher.model.state_dict())
         except RuntimeError as error:

@@ -32,7 +32,7 @@ Pairs = Literal["label-bias", "label-majority"]
 
 def weighted(method: Method, groups: Groups, batch: Batch) -> dict[str, Tensor]:
     """``{"label": cross-entropy, weighted so that groups count the same}``."""
-    losses = F.cross_entropy(method.student(batch.images), batch.label, reduction="none")
+    losses = F.cross_entropy(method.student(batch.input), batch.label, reduction="none")
     return {"label": (groups.weights(groups.of_batch(batch)) * losses).mean()}
 
 
@@ -40,7 +40,7 @@ def resampled(method: Method, groups: Groups, batch: Batch) -> dict[str, Tensor]
     """``{"label": cross-entropy}`` of batches that are balanced already; weighted in validation, where they are not."""
     if not method.training:
         return weighted(method, groups, batch)
-    return {"label": F.cross_entropy(method.student(batch.images), batch.label)}
+    return {"label": F.cross_entropy(method.student(batch.input), batch.label)}
 
 
 @final

@@ -30,6 +30,7 @@ from hansfree.report.results import (
 )
 from hansfree.report.shifts import shift_series
 from hansfree.report.statistics import Estimate, Summary
+from hansfree.report.word_maps import TextGrid, WordMaps, of_texts
 from hansfree.report.wording import percent, supervision
 from hansfree.runs import RunFolder, SuiteFolder, read_results
 
@@ -327,21 +328,42 @@ class Page:
     # Heatmaps
 
     @cached_property
-    def heatmaps(self) -> Heatmaps:
-        """What was kept for pictures, of each variant's first finished seed."""
+    def _kept_maps(self) -> dict[str, dict[str, np.ndarray]]:
+        """The arrays of each variant's first finished seed."""
         first: dict[str, dict[str, np.ndarray]] = {}
         for variant, folder in self._finished:
             if variant not in first and folder.heatmaps.exists():
                 first[variant] = read_heatmaps(folder.heatmaps)
-        named = teacher_titles(self.results, first, dict.fromkeys(teachers_of(self.results).values()))
-        taught_by = {variant: named[name] for variant, name in teachers_of(self.results).items() if name in named}
+        return first
+
+    @property
+    def _taught_by(self) -> dict[str, str]:
+        """What the teacher of each variant is called."""
+        named = teacher_titles(self.results, self._kept_maps, dict.fromkeys(teachers_of(self.results).values()))
+        return {variant: named[name] for variant, name in teachers_of(self.results).items() if name in named}
+
+    @cached_property
+    def heatmaps(self) -> Heatmaps:
+        """What was kept for pictures, of each variant's first finished seed."""
+        first = {variant: arrays for variant, arrays in self._kept_maps.items() if not of_texts(arrays)}
         references = [self.reference, *(part["reference"] for part in self.suite.get("conditions") or [])]
-        return Heatmaps(first, self.titles, taught_by, [name for name in references if name in first])
+        return Heatmaps(first, self.titles, self._taught_by, [name for name in references if name in first])
 
     @property
     def map_grids(self) -> list[MapGrid]:
         """The heatmaps of the headline, by split."""
         return self.heatmaps.grids(self.shown, meanings(self.config, self.data))
+
+    @cached_property
+    def word_maps(self) -> WordMaps:
+        """What was kept of texts, of each variant's first finished seed."""
+        texts = {variant: arrays for variant, arrays in self._kept_maps.items() if of_texts(arrays)}
+        return WordMaps(texts, self.titles, self._taught_by)
+
+    @property
+    def text_grids(self) -> list[TextGrid]:
+        """The coloured texts of the headline, by split."""
+        return self.word_maps.grids(self.shown, meanings(self.config, self.data))
 
     # How to do it again
 
