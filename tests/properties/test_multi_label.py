@@ -125,7 +125,7 @@ def test_balanced_weights_are_refused_in_one_sentence():
 
 
 TAKES_SEVERAL = {
-    *("erm", "linear-probe", "model-guidance", "kd", "e2kd", "at", "cat-kd", "review-kd", "crd"),
+    *("erm", "linear-probe", "model-guidance", "kd", "e2kd", "at", "cat-kd", "review-kd", "crd", "ft"),
     *("feature-distillation", "attention-distillation"),
 }
 
