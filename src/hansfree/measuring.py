@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from hansfree.core import Batch, Draws, Explainer, LiveTeacher, Predictions, Split, Target, Teacher
+from hansfree.core import Batch, Draws, Explainer, LiveTeacher, Predictions, Split, Target, Teacher, Tokens
 from hansfree.methods.class_choice import Top
 from hansfree.metrics import EXPLANATION_AGREEMENT, LOCALISATION, METRICS, TERNARY
 from hansfree.metrics.accuracy import members
@@ -237,7 +237,7 @@ def curve(look: Looking, batch: Batch, draws: Draws, shifts: int) -> Tensor:
     return torch.stack([shift_similarity(map, other, shift) for shift, other in enumerate([map, *moved])], 1)
 
 
-def _looking(model: nn.Module, view: Callable[[Batch], Tensor], explainer: Explainer) -> Looking:
+def _looking(model: nn.Module, view: Callable[[Batch], Tensor | Tokens], explainer: Explainer) -> Looking:
     def look(batch: Batch, target: Target, draws: Draws) -> tuple[Tensor, Tensor]:
         logits, map = explainer(model, view(batch), target, draws=draws)
         return logits, at_size(map, _size(batch)).cpu()
