@@ -1,6 +1,7 @@
 """How models read texts: attributions of words against what people say of them, and the words that a report colours.
 
-Every model explains the class that it chooses itself, in one pass; its side is that class's sign.
+Every model explains the class that it chooses itself, once; its side is that class's sign. Student and teacher are
+compared where they choose the same.
 """
 
 from collections.abc import Callable, Sequence
@@ -45,6 +46,8 @@ class Read(NamedTuple):
     """Whether that is the label, [n]."""
     trigger: Tensor
     """Share of the attribution at the planted word, [n]."""
+    chosen: Tensor
+    """The class that was explained, [n]."""
 
 
 def of_words(
@@ -67,18 +70,16 @@ def of_words(
     rows = sample(len(split), samples)
     signs = torch.tensor(class_signs, device=device)
     models = {"student": student} | ({"teacher": teacher.model} if isinstance(teacher, LiveTeacher) else {})
-    parts = [(_texts(split, index, device), index) for index in rows.split(batch_size)]
-    read = {
-        model: _joined([_read(network, batch, explainer, signs) for batch, _ in parts])
-        for model, network in models.items()
-    }
+    batches = [split.batch(index).to(device) for index in rows.split(batch_size)]
+    seen = {model: [_read(network, batch, explainer, signs) for batch in batches] for model, network in models.items()}
+    read = {model: _joined([found for found, _ in parts]) for model, parts in seen.items()}
     alike = {}
-    if "teacher" in models:
-        both = [_maps_of_teachers_class(student, models["teacher"], batch, explainer) for batch, _ in parts]
-        alike = {
-            key: torch.cat([measure(ours[:, None, None], theirs[:, None, None]) for ours, theirs in both])
-            for key, measure in AGREEMENT.items()
-        }
+    if "teacher" in seen:
+        maps = [(ours, theirs) for (_, ours), (_, theirs) in zip(seen["student"], seen["teacher"])]
+        same = read["student"].chosen == read["teacher"].chosen
+        for key, measure in AGREEMENT.items():
+            values = torch.cat([measure(ours[:, None, None], theirs[:, None, None]) for ours, theirs in maps])
+            alike[key] = values.masked_fill(~same, torch.nan)
     whole = torch.ones(len(rows), dtype=torch.bool)
     found = _measured(read, alike, whole, name, measured_with, None)
     for tier, members in split.tiers.items():
@@ -136,39 +137,26 @@ def _joined(parts: list[Read]) -> Read:
     return Read(
         torch.cat([wide(part.values, torch.nan) for part in parts]),
         torch.cat([wide(part.sign, 0) for part in parts]),
-        *(torch.cat([part[field] for part in parts]) for field in range(2, 5)),
+        *(torch.cat([part[field] for part in parts]) for field in range(2, 6)),
     )
 
 
 @torch.no_grad()
-def _read(model: nn.Module, batch: Batch, explainer: Explainer, class_signs: Tensor) -> Read:
+def _read(model: nn.Module, batch: Batch, explainer: Explainer, class_signs: Tensor) -> tuple[Read, Tensor]:
+    """What one model makes of a batch, and its map of the tokens."""
     tokens, words = _of_texts(batch)
     logits, map = _explained(model, batch, explainer)
     chosen = logits.argmax(1)
     values = pooled(map.double(), tokens.word_ids)
     sign = pooled(words.sign.double(), tokens.word_ids, "first").nan_to_num(0).long()
-    found = values, sign, class_signs[chosen], chosen == batch.label, trigger_share(map, words.planted)
-    return Read(*(part.cpu() for part in found))
+    found = values, sign, class_signs[chosen], chosen == batch.label, trigger_share(map, words.planted), chosen
+    return Read(*(part.cpu() for part in found)), map.cpu()
 
 
-def _explained(model: nn.Module, batch: Batch, explainer: Explainer, target: Any = None) -> tuple[Tensor, Tensor]:
+def _explained(model: nn.Module, batch: Batch, explainer: Explainer) -> tuple[Tensor, Tensor]:
     draws = {key: value.to(batch.index.device) for key, value in explainer.fixed_draws(batch.index).items()}
-    wanted = partial(Top().choose, draws={}) if target is None else target
-    logits, map = explainer(model, batch.input, wanted, draws=draws)
+    logits, map = explainer(model, batch.input, partial(Top().choose, draws={}), draws=draws)
     return logits, map
-
-
-@torch.no_grad()
-def _maps_of_teachers_class(
-    student: nn.Module, teacher: nn.Module, batch: Batch, explainer: Explainer
-) -> tuple[Tensor, Tensor]:
-    logits, theirs = _explained(teacher, batch, explainer)
-    _, ours = _explained(student, batch, explainer, logits.argmax(1))
-    return ours.cpu(), theirs.cpu()
-
-
-def _texts(split: Split, index: Tensor, device: Device) -> Batch:
-    return split.batch(index).to(device)
 
 
 def _of_texts(batch: Batch) -> tuple[Tokens, Words]:
@@ -196,7 +184,7 @@ def word_maps(
     for name in splits:
         split = benchmark.split(name)
         rows = choose(split.label)
-        batch = _texts(split, rows, device)
+        batch = split.batch(rows).to(device)
         tokens, words = _of_texts(batch)
         for prefix, model in models.items():
             with torch.no_grad():

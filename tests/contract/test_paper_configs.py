@@ -131,6 +131,7 @@ def test_every_config_at_full_size_is_tried():
     # By test_imagenet_configs.py: without ood and shift.
     tried_apart |= {"imagenet-few-shots-paper", "imagenet-unrelated-paper", "sun397-unrelated-paper"}
     tried_apart |= {"imagenet-kd-interpretability-paper"}
+    tried_apart |= {"sst-paper"}  # by test_text_configs.py
     # By test_conflicting_configs.py: of several stages, of which each takes steps.
     tried_apart |= {"conflicting-paper", "conflicting-digits-paper", "conflicting-faces-paper"}
     assert {name for name, text in texts.items() if "a GPU" in text} == set(NOT_GIVEN) | tried_apart

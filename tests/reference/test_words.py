@@ -84,7 +84,7 @@ def read(seed=0, n=12, words=6):
     sign = torch.randint(-1, 2, (n, words), generator=g)
     sign[:, -1] = 0
     side, right = torch.randint(0, 2, (n,), generator=g) * 2 - 1, torch.rand(n, generator=g) < 0.6
-    return Read(values, sign, side, right, torch.full((n,), NAN, dtype=torch.double))
+    return Read(values, sign, side, right, torch.full((n,), NAN, dtype=torch.double), side)
 
 
 @pytest.mark.parametrize(
