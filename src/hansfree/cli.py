@@ -1,4 +1,4 @@
-"""The command line: run suite roar evaluate explain report list doctor export store data."""
+"""The command line: run suite roar evaluate audit explain report list doctor export store data."""
 
 import json
 import sys
