@@ -151,7 +151,7 @@ def test_the_loss_of_fine_tuning(fine_tuning, build, tiny):
 def test_the_warm_up_is_by_gce_and_the_training_by_cross_entropy(build, tiny):
     method, batch = build(NAME).eval(), whole_batch(tiny)
     logits = method.student.train()(batch.images)
-    assert method.train().loss(batch)["gce"].item() == pytest.approx(slow_gce(logits, batch.label), rel=1e-5)
+    assert method.train().loss(batch)["mining"].item() == pytest.approx(slow_gce(logits, batch.label), rel=1e-5)
     method = trained(build(NAME), tiny, upto="train").train()
     expected = F.cross_entropy(method.student(batch.images), batch.label)
     torch.testing.assert_close(method.loss(batch), {"label": expected})
@@ -211,6 +211,19 @@ def test_the_split_is_what_the_warmed_up_student_gets_wrong(build, tiny):
     assert not equal(tensors(snapshots["split"]), tensors(method.student))
 
 
+@pytest.mark.parametrize("theta", ["cross-entropy", "warm-up"])
+def test_an_epoch_ensemble_splits_by_the_doubt_of_all_steps(theta, build, tiny):
+    method = build(NAME, detection="epoch-ensemble", threshold=0.65, theta=theta)
+    for step in fit(method, tiny, TRAINING, seed=4):
+        if step.stage != "warm-up":
+            break
+        warmed = copy.deepcopy(method.student)
+    assert "split" not in method.stages
+    assert set(method.mining.epochs.tolist()) == {float(method.warm_up_epochs)}
+    assert torch.equal(method.in_a, method.mining.score > 0.65) and 0 < method.in_a.sum() < 48
+    assert equal(tensors(warmed), tensors(method.trained)) == (theta == "warm-up")
+
+
 def test_a_warm_up_that_is_always_wrong_is_refused(build):
     method = build(NAME)
     method.stages_done = torch.tensor(1)
@@ -232,6 +245,7 @@ def test_the_stages_by_name():
         *("warm-up", "split", "train", "masks 1", "fine-tune 1", "reassign 1", "masks 2", "fine-tune 2"),
     )
     assert stages("warm-up", False, 2) == ("warm-up", "split", "fine-tune 1", "reassign 1", "fine-tune 2")
+    assert stages("cross-entropy", False, 1, looks=False) == ("warm-up", "train", "fine-tune 1")
 
 
 @pytest.mark.parametrize("fine_tuning", ["apart", "together"])
@@ -255,7 +269,14 @@ def test_a_new_round_begins_with_theta_where_sub_models_are_apart(build, tiny):
     assert equal(tensors(method.sub_b), tensors(method.trained))
 
 
-@pytest.mark.parametrize("how", [{}, {"fine_tuning": "together", "masks": "random", "theta": "warm-up", "rounds": 1}])
+@pytest.mark.parametrize(
+    "how",
+    [
+        {},
+        {"fine_tuning": "together", "masks": "random", "theta": "warm-up", "rounds": 1},
+        {"detection": "epoch-ensemble", "threshold": 0.65, "rounds": 1},
+    ],
+)
 def test_resuming_inside_any_stage_gives_the_same_weights_to_the_bit(how, build, tiny):
     whole, saved = build(NAME, reassignment="literal", **how), {}
     for step in fit(whole, tiny, TRAINING, seed=3):
