@@ -290,6 +290,12 @@ def audit_command(
         int | None,
         typer.Option("--size", min=1, help="Side of a folder's images.", show_default="the models' own, or 224"),
     ] = None,
+    categories: Annotated[
+        str | None,
+        typer.Option(
+            "--categories", help="File with columns class and category, or imagenet.", show_default="the data's"
+        ),
+    ] = None,
     out_folder: Annotated[
         Path | None, typer.Option("--out", help="Folder for results and report.", show_default="runs/audit-DATA")
     ] = None,
@@ -300,7 +306,9 @@ def audit_command(
     from hansfree.auditing import Request, audit_models, data_name
 
     folder = out_folder or Path("runs") / f"audit-{data_name(source)}"
-    request = Request(tuple(models), source, tuple(explainer or ()), concepts, tuple(layer or ()), size, samples)
+    request = Request(
+        tuple(models), source, tuple(explainer or ()), concepts, tuple(layer or ()), size, samples, categories
+    )
     with _progress(f"what is done is kept in {folder}, and the same command goes on from there.") as bars:
         summary = audit_models(request, folder, device=device, batch_size=batch_size, watch=bars.step)
     out.print(f"Measured: {', '.join(summary.measured)}.", highlight=False, markup=False, soft_wrap=True)

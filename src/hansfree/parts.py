@@ -19,7 +19,7 @@ from hansfree.errors import NotGivenError, UserError
 from hansfree.evaluation import LOCALISING, Rule
 from hansfree.explainers import EXPLAINERS
 from hansfree.methods import METHODS
-from hansfree.metrics.class_similarity import categories_of, numbered
+from hansfree.metrics.class_similarity import category_of
 from hansfree.models import load_model
 from hansfree.models.loading import imported
 from hansfree.models.text import TextClassifier, load_text_model
@@ -85,7 +85,7 @@ class EvaluationConfig(Schema):
     measure: MapsConfig | None = None
     """Explanations to be measured; null: predictions alone."""
     categories: dict[str, str] | str | None = None
-    """Category of each class, for entropy within categories: a mapping, or a file of one; null: the benchmark's own."""
+    """Category of each class, for entropy within categories: a mapping, a file, ``imagenet``; null: the benchmark's."""
     pictures: tuple[Picture, ...] = ()
     """What representations look like, of at most 1,000 samples of one test split: tsne or umap (features in the plane,
     of each sub-model, coloured by class and by bias) and cka (how alike layers are)."""
@@ -206,8 +206,7 @@ def make_stored_data(config: RunConfig) -> Benchmark:
 
 def make_category(config: RunConfig, benchmark: Benchmark) -> torch.Tensor | None:
     """The number of each class's category, where the config or the benchmark names categories."""
-    given = config.evaluation.categories
-    return numbered(benchmark.classes, benchmark.categories if given is None else categories_of(given))
+    return category_of(benchmark.classes, benchmark.categories, config.evaluation.categories)
 
 
 def make_explainer(section: Section | None) -> Explainer | None:

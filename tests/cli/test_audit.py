@@ -94,12 +94,14 @@ def test_images_without_labels_give_a_report_that_says_what_was_skipped(hansfree
 def test_models_side_by_side_with_everything_that_the_data_give(hansfree, table, tmp_path):
     out, other = tmp_path / "out", "small-cnn:widths=[2,3]"
     marked = concepts(tmp_path / "concepts")
-    options = ("--size", 16, "--samples", 6, "--concepts", marked, "--explainer", "gradient", "--out", out)
+    (tmp_path / "categories.csv").write_text("class,category\ncat,pet\ndog,pet\n", encoding="utf-8")
+    own = ("--concepts", marked, "--categories", tmp_path / "categories.csv")
+    options = ("--size", 16, "--samples", 6, *own, "--explainer", "gradient", "--out", out)
     code, _, err = hansfree("audit", NETWORK, other, "--data", table, *options)
     assert code == 0, err
-    assert set(skipped(out)) == {"class-similarity", "five-band"}
+    assert set(skipped(out)) == {"five-band"}
     wanted = {"acc", "acc_wg", "ece", "epg", "agreement", "explanation_cosine", "minibatch_cka", "mask_alignment"}
-    assert wanted | {"edge_alignment", "detectors", "deletion_curve"} <= metrics(out)
+    assert wanted | {"edge_alignment", "detectors", "deletion_curve", "entropy_category"} <= metrics(out)
     results = read_results(out / "results.json")
     keys = {"benchmark", "variant", "method", "explainer", "model", "seed", "split", "tier", "group", "metric"}
     assert all(set(row) == keys | {"measured_with", "value", "selection"} for row in results["rows"])
@@ -159,6 +161,8 @@ def test_a_run_and_a_benchmark_whose_shortcut_is_known(hansfree, finished, tmp_p
         ((NETWORK, "--concepts", "{tmp}/empty"), "does not hold an image"),
         ((NETWORK, "--concepts", "{tmp}/masks-of-another-size"), "make the mask as large as the image"),
         ((NETWORK, "--concepts", "{tmp}/no-concept"), "holds no concept"),
+        ((NETWORK, "--categories", "imagenet"), "WordNet ids"),
+        ((NETWORK, "--categories", "{tmp}/absent.csv"), "cannot be read"),
         ((NETWORK, "--data", "{tmp}/one-class"), "one class only (cat)"),
         ((NETWORK, "--data", "{tmp}/absent"), "There is no folder"),
         ((NETWORK, "--data", "{tmp}/mixed"), "beside the folder"),

@@ -1,6 +1,9 @@
 """Entropy within categories: what must hold of it, and what a mapping of categories may be."""
 
+import csv
+import importlib
 import math
+from collections import Counter
 
 import pytest
 import torch
@@ -11,14 +14,31 @@ from hansfree.benchmarks import CellImages
 from hansfree.core import Predictions
 from hansfree.errors import UserError
 from hansfree.metrics.class_similarity import (
+    IMAGENET_FILE,
     categories_of,
     category_entropy,
+    category_of,
     entropy_category,
     entropy_category_double,
     entropy_entire,
     numbered,
 )
+from hansfree.torchvision_guard import import_torchvision
 
+# fmt: off
+SIZES = {
+    "accessory": 18, "aircraft": 5, "arachnid": 8, "armadillo": 1, "ball": 9, "bear": 5, "bird": 59, "boat": 15,
+    "bug": 25, "building": 37, "butterfly": 6, "cat": 4, "clothing": 47, "container": 18, "cooking": 27, "coral":
+    5, "crocodile": 2, "crustacean": 9, "decor": 22, "dinosaur": 1, "dog": 119, "echinoderms": 3, "electronics":
+    49, "fence": 3, "ferret": 7, "fish": 13, "flower": 5, "food": 28, "frog": 3, "fruit": 14, "fungus": 7,
+    "furniture": 34, "hat": 8, "hog": 3, "instrument": 28, "lab equipment": 2, "lizard": 11, "marine mammals": 4,
+    "marsupial": 3, "mollusk": 6, "mongoose": 3, "monotreme": 2, "other": 19, "outdoor scene": 32, "paper": 9,
+    "person": 4, "plant": 3, "primate": 19, "rabbit": 3, "rodent": 7, "salamander": 5, "shark": 4, "sloth": 2,
+    "snake": 16, "sports equipment": 13, "technology": 27, "tool": 43, "toy": 4, "train": 4, "trilobite": 1,
+    "turtle": 5, "ungulate": 16, "vegetable": 7, "vehicle": 49, "weapon": 10, "wild cat": 9, "wild dog": 11,
+}
+# fmt: on
+"""Han et al., 2023, table 14."""
 CATEGORY = torch.tensor([0, 0, 1, 1, 1, -1, 2])
 
 
@@ -86,6 +106,24 @@ def test_a_mapping_is_read_from_a_file(tmp_path, name, text):
     (tmp_path / name).write_text(text)
     assert categories_of(tmp_path / name) == {"komondor": "dog", "sheepdog, old": "dog"}
     assert numbered(("table", "sheepdog, old", "komondor"), categories_of(tmp_path / name)).tolist() == [-1, 0, 0]
+
+
+def test_imagenets_categories_are_as_large_as_the_paper_says():
+    with IMAGENET_FILE.open() as file:
+        rows = list(csv.DictReader(file))
+    import_torchvision()
+    info = importlib.import_module("timm.data").ImageNetInfo()
+    assert [row["class"] for row in rows] == info.label_names()
+    assert Counter(row["category"] for row in rows) == SIZES
+
+
+def test_imagenets_categories_by_wordnet_id():
+    classes = ("n02105505", "n02105641", "n01440764", "mine")
+    assert category_of(classes, {}, "imagenet").tolist() == [0, 0, 1, -1]
+    assert category_of(("a", "b"), {"a": "x", "b": "x"}).tolist() == [0, 0]
+    assert category_of(("a", "b"), {"a": "x"}, {"a": "y", "b": "y"}).tolist() == [0, 0]
+    with pytest.raises(UserError, match=r"WordNet ids .* 'komondor'"):
+        category_of(("komondor", "table"), {}, "imagenet")
 
 
 def test_what_is_no_mapping_is_refused(tmp_path):

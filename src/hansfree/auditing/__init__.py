@@ -35,7 +35,7 @@ from hansfree.evaluation import logits_on
 from hansfree.experiment import intervals_of
 from hansfree.explaining import chosen_device
 from hansfree.measuring import Measurement
-from hansfree.metrics.class_similarity import numbered
+from hansfree.metrics.class_similarity import category_of
 from hansfree.report.audit import write_audit_page
 from hansfree.runs import SCHEMA, RunFolder, atomic_path, read_json, write_json
 from hansfree.store.identity import digest_of_model
@@ -64,6 +64,8 @@ class Request:
     """The side of a folder's images in pixels; None: what the models were made for, else 224."""
     samples: int = 50
     """Images of each split whose maps are measured."""
+    categories: str | None = None
+    """A file with the category of each class, or ``imagenet``; None: the benchmark's."""
 
 
 class Summary(NamedTuple):
@@ -131,7 +133,8 @@ def prepared(request: Request, out: Path, batch_size: int, device: torch.device)
     explainers = chosen_explainers(request.explainers, models, images)
     audit = Audit(
         models, benchmark, splits, explainers, request.layers, concepts_of(request, benchmark),
-        numbered(benchmark.classes, benchmark.categories), request.samples, batch_size, device, out,
+        category_of(benchmark.classes, benchmark.categories, request.categories), request.samples, batch_size, device,
+        out,
     )  # fmt: skip
     return audit, [_random(text, model) for text, (model, random) in loaded.items() if random]
 
@@ -171,6 +174,7 @@ def claim_of(request: Request, audit: Audit) -> dict[str, Any]:
         "explainers": list(audit.explainers),
         "layers": list(audit.layers),
         "concepts": None if audit.concepts is None else audit.concepts.record(),
+        "categories": None if audit.category is None else audit.category.tolist(),
         "samples": audit.samples,
     }
 

@@ -33,6 +33,9 @@ from hansfree.metrics.measure import Measure, Sums, mean_of
 
 NONE = -1
 """The category of a class that is in none."""
+IMAGENET = "imagenet"
+"""What names the 67 categories of ImageNet's classes, by their WordNet ids (n02105505), for a mapping."""
+IMAGENET_FILE = Path(__file__).with_name("imagenet_categories.csv")
 Category = Int[Tensor, " classes"]
 """Number of the category of each class, or ``NONE``."""
 
@@ -125,6 +128,26 @@ def numbered(classes: Sequence[str], categories: Mapping[str, str]) -> Category 
         raise UserError("No category has two classes, so there is nothing to be alike; put two classes in one.")
     numbers = {category: number for number, category in enumerate(dict.fromkeys(categories.values()))}
     return torch.tensor([numbers[categories[name]] if name in categories else NONE for name in classes])
+
+
+def category_of(
+    classes: Sequence[str], own: Mapping[str, str], given: Mapping[str, str] | str | Path | None = None
+) -> Category | None:
+    """The number of each class's category by what is ``given``: a mapping, a file, ``imagenet``; None: by ``own``.
+
+    ImageNet's are those of N. Eshed's thesis, which Han et al., 2023, table 14, use; classes need not be all of them.
+    Raises ``UserError`` as :func:`numbered` does, and where ``imagenet`` is given and no class is a WordNet id of it.
+    """
+    if given != IMAGENET:
+        return numbered(classes, own if given is None else categories_of(given))
+    theirs = categories_of(IMAGENET_FILE)
+    here = {name: theirs[name] for name in classes if name in theirs}
+    if not here:
+        raise UserError(
+            f"categories: {IMAGENET} is for classes named by WordNet ids such as n02105505, but the first class is "
+            f"{classes[0]!r}; rename them, or give a file with the columns class and category."
+        )
+    return numbered(classes, here)
 
 
 def categories_of(given: Mapping[str, str] | str | Path) -> dict[str, str]:
