@@ -418,6 +418,12 @@ def test_balanced_class_weights(build, tiny):
         slow -= 48 / (3 * [30, 12, 6][y]) * math.log(softmax(row)[y]) / 7
     assert weighted.loss(batch)["label"].item() == pytest.approx(slow, rel=1e-4)
     assert set(weighted.state_dict()) == set(method.state_dict())
+    binary = METHODS["erm"](setup, class_weights="balanced", loss="binary").eval()
+    slow = 0.0
+    for row, y in zip(method.student(batch.images).tolist(), batch.label.tolist()):
+        terms = [math.log1p(math.exp(-s if k == y else s)) for k, s in enumerate(row)]
+        slow += 48 / (3 * [30, 12, 6][y]) * sum(terms) / 7
+    assert binary.loss(batch)["label"].item() == pytest.approx(slow, rel=1e-4)
 
 
 def test_a_class_without_samples_has_no_weight_and_labels_are_asked_for(build, tiny):

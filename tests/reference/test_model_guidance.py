@@ -119,6 +119,16 @@ def test_it_adds_the_mean_to_the_label_loss(name):
     torch.testing.assert_close(terms["label"], F.cross_entropy(method.student(samples.images), samples.label))
 
 
+def test_the_label_loss_may_be_binary():
+    method, samples = guided(loss="binary"), batch(torch.tensor([0, 1, 2, 1]))
+    expected = 0.0
+    for row, y in zip(method.student(samples.images).tolist(), samples.label.tolist()):
+        expected += sum(math.log1p(math.exp(-s if k == y else s)) for k, s in enumerate(row)) / 4
+    assert method.loss(samples)["label"].item() == pytest.approx(expected, rel=1e-5)
+    with pytest.raises(UserError, match="did you mean 'binary'"):
+        guided(loss="binery")
+
+
 def test_of_several_labels_one_that_is_there_is_explained():
     method, label = guided(), torch.tensor([[1.0, 1, 0], [0, 0, 1], [1, 1, 1], [0, 1, 0]])
     samples = batch(label)

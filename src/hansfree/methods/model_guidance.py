@@ -9,7 +9,7 @@ mask of that class or the union of its boxes. With A+ = max(A, 0), B = A / max |
     ppce      -sum(m log B+) / sum(m)              the object as positive as it gets; the rest is free
     rrr       sum_p (1 - m_p) B_p^2                nothing outside; the object is free
 
-The label loss is cross-entropy; of several labels binary cross-entropy summed over classes.
+The label loss is cross-entropy; of several labels, or with ``loss: binary``, binary cross-entropy summed over classes.
 
 Source. Rao, Böhle, Parchami-Araghi & Schiele, Studying how to efficiently and effectively guide models with
 explanations, ICCV 2023, https://arxiv.org/abs/2303.11932. Its teachers are those of Waterbirds and VOC in e2KD
@@ -23,7 +23,9 @@ a map whose positive relevance is below 1e-7 has the energy loss 1 - sum(m A+), 
 coarse map is enlarged to the image after it is divided by its maximum. A pixel is in a box where its centre is; an
 image without the object's place (a crop may lose it) has l = 0. Masks may be soft. A map without positive relevance
 has no gradient in energy, l1 and ppce, as there: a large weight or learning rate can drive Grad-CAM's maps, which a
-ReLU cuts off, to zero for good. Look for a localisation term that returns to ``weight`` with energy.
+ReLU cuts off, to zero for good. Look for a localisation term that returns to ``weight`` with energy. A softmax is
+content with a highest logit that is negative, and the map of one need have no positive relevance: for explainers whose
+maps add up to the logit (W(x), LRP) use ``loss: binary``, by which the published B-cos networks are trained.
 
 Supervision. Labels, and masks or boxes. The weight decides how much accuracy is given up for the place; it has to be
 tried, and each loss and explainer needs another one.
@@ -42,7 +44,7 @@ from torch import Tensor
 from hansfree.core import Batch, Explainer, Method, Setup
 from hansfree.errors import UserError, unknown
 from hansfree.methods.class_choice import AnyPositive
-from hansfree.methods.label_loss import label_loss
+from hansfree.methods.label_loss import LabelLoss, check_label_loss, label_loss
 from hansfree.metrics.explanation_agreement import at_size
 from hansfree.metrics.localisation import NOTHING, class_mask
 
@@ -101,14 +103,22 @@ class ModelGuidance(Method):
     multi_label = True
 
     def __init__(
-        self, setup: Setup, *, explainer: Explainer, localisation: Localisation = "energy", weight: float = 1.0
+        self,
+        setup: Setup,
+        *,
+        explainer: Explainer,
+        localisation: Localisation = "energy",
+        weight: float = 1.0,
+        loss: LabelLoss = "cross-entropy",
     ) -> None:
         super().__init__(setup)
+        check_label_loss(loss)
         if localisation not in LOSSES:
             raise unknown("localisation loss", localisation, LOSSES)
         if not weight > 0:
             raise UserError(f"method.weight must be above 0, not {weight}; without guidance the method is erm.")
         self.explainer, self.weight, self.localise = explainer, weight, LOSSES[localisation]
+        self.label_loss: LabelLoss = loss
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """``{"label": label loss, "localisation": weight times the mean localisation loss}``."""
@@ -123,4 +133,5 @@ class ModelGuidance(Method):
         losses = self.localise(map.flatten(1, -3).sum(1), mask)
         there = mask.flatten(1).any(1)
         localisation = torch.where(there, losses, 0.0).mean()
-        return {"label": label_loss(logits, batch.label), "localisation": self.weight * localisation}
+        label = label_loss(logits, batch.label, loss=self.label_loss)
+        return {"label": label, "localisation": self.weight * localisation}
