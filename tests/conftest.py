@@ -1,6 +1,7 @@
 import inspect
 import json
 import signal
+import sys
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from scipy.io import savemat
 
 from hansfree.benchmarks.coco_on_places import KINDS, OWN_SCENES
 from hansfree.benchmarks.photographs import DATA_SET, FILES
+from hansfree.cli import main
 from hansfree.core import Batch, Benchmark, Classifier, InputSpec, Setup, Split, Teacher
 from hansfree.explainers import LRP
 from hansfree.methods import METHODS
@@ -333,3 +335,20 @@ def sun397(tmp_path_factory):
 
 def pytest_addoption(parser):
     parser.addoption("--golden-update", action="store_true", help="record the golden losses anew")
+
+
+@pytest.fixture
+def hansfree(monkeypatch, capsys):
+    """Runs the command in this process: ``code, out, err = hansfree("run", config)``."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["hansfree", *map(str, arguments)])
+        try:
+            main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code or 0
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call

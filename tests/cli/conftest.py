@@ -1,29 +1,9 @@
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
-from hansfree.cli import main
-
 CONFIGS = Path(__file__).parents[2] / "configs"
-
-
-@pytest.fixture
-def hansfree(monkeypatch, capsys):
-    """Runs the command in this process: ``code, out, err = hansfree("run", config)``."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["hansfree", *map(str, arguments)])
-        try:
-            main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code or 0
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 def small(**changes):

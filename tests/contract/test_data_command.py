@@ -8,7 +8,6 @@ import os
 import re
 import struct
 import subprocess
-import sys
 import tarfile
 import zipfile
 import zlib
@@ -21,29 +20,11 @@ from PIL import Image
 
 from hansfree.benchmarks import BENCHMARKS, Folder
 from hansfree.benchmarks.image_files import read_image
-from hansfree.cli import main
 from hansfree.data import fetching, making
 from hansfree.errors import UserError
 
 SMALL = {"size": 20, "train": 16, "valid": 8, "test": 16}
 DIGITS = {"limit": 200, "valid": 40, "test": 40}
-
-
-@pytest.fixture
-def hansfree(monkeypatch, capsys):
-    """Runs the command in this process: ``code, out, err = hansfree("data", "get", name)``."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["hansfree", *map(str, arguments)])
-        try:
-            main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code or 0
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 def sentence(err):
