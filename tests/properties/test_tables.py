@@ -409,3 +409,14 @@ def test_only_splits_that_were_measured_have_columns():
     assert [column.key for column in table.columns[3:]] == ["iid", "difference", "steps", "time"]
     assert table.columns[4].title == "Iid against a (points)"
     assert [line.cells[4].text for line in table.lines] == ["reference", "+25.0"]
+
+
+def test_a_column_names_its_measure_unless_that_is_accuracy():
+    cells = [cell("a", 0), cell("b", 0)]
+    for metric, iid, against in (
+        ("acc", "iid (%)", "Iid against b (points)"),
+        ("f1", "iid, F1 (%)", "Iid, F1 against b (points)"),
+    ):
+        rows = [row(variant, 0, 0.5, metric=metric, split="iid") for variant in ("a", "b")]
+        table = method_table({"suite": {"reference": "b"}, "cells": cells, "rows": rows, "seeds": [0]})
+        assert [c.title for c in table.columns if c.key in ("iid", "difference")] == [iid, against]

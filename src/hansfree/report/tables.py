@@ -115,8 +115,9 @@ def method_table(results: Section, variants: Iterable[str] | None = None) -> Tab
     told = _teacher_note(len(teachers), found.teacher_runs)
     notes = _notes(len(seeds), titles.get(reference or ""), titles.get(yardstick or ""), told)
     notes = (*_missing(suite.get("not_run") or []), *notes)
-    columns = _columns(shown, titles.get(reference or "", reference))
-    return Table(f"{HEADLINES[headline_metric(results['rows'])]} by method", columns, tuple(lines), notes)
+    headed = HEADLINES[headline_metric(results["rows"])]
+    columns = _columns(shown, titles.get(reference or "", reference), headed)
+    return Table(f"{headed} by method", columns, tuple(lines), notes)
 
 
 def _missing(families: Iterable[Section]) -> Iterator[str]:
@@ -336,13 +337,15 @@ def _compared(shown: Sequence[str | None]) -> str:
     return [split for split in shown if split is not None][-1]
 
 
-def _columns(shown: Sequence[str | None], reference: str | None) -> tuple[Column, ...]:
+def _columns(shown: Sequence[str | None], reference: str | None, measure: str) -> tuple[Column, ...]:
     score, compared = ("percent", "half_width", "seeds"), _compared(shown)
-    title = f"{compared.capitalize()} against {reference} (points)"
+    # Accuracy is what a share of a split is taken for unless another measure is named.
+    named = "" if measure == HEADLINES["acc"] else f", {measure}"
+    title = f"{compared.capitalize()}{named} against {reference} (points)"
     against = Column("difference", title, (*score, "p"), f"Δ {compared}")
     return (
         *_WORDS,
-        *(Column(split, f"{split} (%)", score, f"{split} %") for split in shown if split is not None),
+        *(Column(split, f"{split}{named} (%)", score, f"{split}{named} %") for split in shown if split is not None),
         *([Column("gap", "Gap iid to shift (points)", score, "gap")] if None in shown else []),
         *([against] if reference else []),
         Column("steps", "Steps", ("count",)),
