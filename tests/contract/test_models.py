@@ -15,6 +15,7 @@ from hansfree.models import with_batch_statistics as batch_statistics
 
 OWN = ("small-cnn", "small-resnet")
 SMALL = [(name, {"norm": norm}) for name in OWN for norm in ("batch", "scale", "none")]
+SMALL.append(("small-cnn", {"strided": True}))
 RESNETS = [
     (f"{source}/resnet18", {"stem": stem}) for source in ("torchvision", "timm") for stem in ("imagenet", "small")
 ]
@@ -48,6 +49,16 @@ def test_parts_make_the_whole(name, settings):
 def test_the_small_stem_keeps_more_of_a_small_image(stem):
     side = make("torchvision/resnet18", {"stem": stem}).eval().forward_features(torch.rand(1, 3, 28, 28)).shape[-1]
     assert side == {"imagenet": 1, "small": 4}[stem]
+
+
+@pytest.mark.parametrize(("strided", "sides"), [(False, [28, 14, 7]), (True, [14, 7, 3])])
+def test_a_strided_cnn_halves_in_its_convolutions(strided, sides):
+    model = load_model("small-cnn", num_classes=4, options={"widths": [4, 6, 8], "strided": strided}).eval()
+    seen = []
+    for relu in model.network.relus:
+        relu.register_forward_hook(lambda _, __, given: seen.append(given.shape[-1]))
+    model(torch.rand(1, 3, 28, 28))
+    assert seen == sides
 
 
 @pytest.mark.parametrize(("name", "settings"), [*SMALL, RESNETS[0], RESNETS[3]])

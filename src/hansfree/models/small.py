@@ -1,7 +1,7 @@
 """Small networks for small images: a plain CNN and a ResNet of chosen widths and normalisation.
 
-Both end in a 7 x 7 map on 28-pixel images, global average pooling and one linear layer, and speak timm's
-words (``forward_features``, ``forward_head``, ``get_classifier``).
+Both end in a 7 x 7 map on 28-pixel images (a strided CNN: 3 x 3), global average pooling and one linear layer, and
+speak timm's words (``forward_features``, ``forward_head``, ``get_classifier``).
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,12 @@ class _PooledHead(nn.Module):
 
 
 class SmallCNN(_PooledHead):
-    """conv 3x3 - norm - ReLU, halved by average pooling between the layers."""
+    """conv 3x3 - norm - ReLU, halved by average pooling between the layers.
+
+    ``strided``: each layer halves its input itself, by a 4x4 kernel of stride 2, and nothing is pooled. With widths
+    (64, 128, 256) that is the network for coloured digits of Park et al., Training debiased subnetworks with
+    contrastive weight pruning, 2023 (https://arxiv.org/abs/2210.05247).
+    """
 
     def __init__(
         self,
@@ -39,19 +44,24 @@ class SmallCNN(_PooledHead):
         widths: Sequence[int] = (16, 32, 64),
         norm: Norm = "batch",
         conv_bias: bool = False,
+        strided: bool = False,
     ) -> None:
         super().__init__()
         inputs = (channels, *widths[:-1])
-        self.convs = nn.ModuleList(nn.Conv2d(i, o, 3, padding=1, bias=conv_bias) for i, o in zip(inputs, widths))
+        self._pools = not strided
+        kernel, stride = (4, 2) if strided else (3, 1)
+        self.convs = nn.ModuleList(
+            nn.Conv2d(i, o, kernel, stride, padding=1, bias=conv_bias) for i, o in zip(inputs, widths)
+        )
         self.norms = nn.ModuleList(normalisation(norm, width) for width in widths)
         self.relus = nn.ModuleList(nn.ReLU() for _ in widths)  # layers, so that what a level gives has a name
         self.fc = nn.Linear(widths[-1], num_classes)
         start_like_he(self)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """[b, channels, h, w] to [b, widths[-1], h / 2^(n-1), w / 2^(n-1)]."""
+        """[b, channels, h, w] to [b, widths[-1], h / 2^m, w / 2^m] of n layers: m = n - 1, or n where strided."""
         for level, (conv, norm, relu) in enumerate(zip(self.convs, self.norms, self.relus)):
-            x = relu(norm(conv(x if level == 0 else F.avg_pool2d(x, 2))))
+            x = relu(norm(conv(F.avg_pool2d(x, 2) if self._pools and level else x)))
         return x
 
 
