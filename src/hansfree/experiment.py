@@ -4,6 +4,7 @@ import platform
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
@@ -45,7 +46,7 @@ from hansfree.parts import (
 )
 from hansfree.report import build_report
 from hansfree.representations import check_pictures, representations, seen
-from hansfree.runs import RunFolder, atomic_path, read_results, write_json
+from hansfree.runs import RunFolder, atomic_path, read_results, sole_writer, write_json
 from hansfree.store import StoredTeacher, open_store
 from hansfree.training import Step, fit, make_accelerator
 from hansfree.words import of_words
@@ -145,27 +146,28 @@ def run(
         )
     check(config, accelerator.device)
     benchmark = make_benchmark(config)
-    if accelerator.is_main_process:
-        RunFolder.create(out, config.model_dump(), resume=resume)
-    accelerator.wait_for_everyone()
-    folder = RunFolder(out)
-    if folder.is_done():
-        if report and not folder.report.exists():
-            build_report(folder.path)
+    with sole_writer(out) if accelerator.is_main_process else nullcontext():
+        if accelerator.is_main_process:
+            RunFolder.create(out, config.model_dump(), resume=resume)
+        accelerator.wait_for_everyone()
+        folder = RunFolder(out)
+        if folder.is_done():
+            if report and not folder.report.exists():
+                build_report(folder.path)
+            return folder
+        started = time.time()
+        teacher = make_teacher(config, benchmark, out, device=device, on_step=on_step)
+        method = make_method(config, benchmark, teacher)
+        environment = describe_environment(accelerator, config.training.precision, started)
+        if accelerator.is_main_process:
+            write_json(folder.environment, environment)
+        steps, seconds = train(config, method, benchmark, folder, accelerator, on_step)
+        if accelerator.is_main_process:
+            evaluate(config, method, benchmark, folder, accelerator.device, environment, steps=steps, seconds=seconds)
+            if report:
+                build_report(folder.path)
+        accelerator.wait_for_everyone()
         return folder
-    started = time.time()
-    teacher = make_teacher(config, benchmark, out, device=device, on_step=on_step)
-    method = make_method(config, benchmark, teacher)
-    environment = describe_environment(accelerator, config.training.precision, started)
-    if accelerator.is_main_process:
-        write_json(folder.environment, environment)
-    steps, seconds = train(config, method, benchmark, folder, accelerator, on_step)
-    if accelerator.is_main_process:
-        evaluate(config, method, benchmark, folder, accelerator.device, environment, steps=steps, seconds=seconds)
-        if report:
-            build_report(folder.path)
-    accelerator.wait_for_everyone()
-    return folder
 
 
 def train(

@@ -42,7 +42,7 @@ from hansfree.models import load_model
 from hansfree.parts import RunConfig, make_explainer, make_model, named_benchmark, spelled
 from hansfree.plan import Planned, SuiteConfig
 from hansfree.report.roar import build_roar_report
-from hansfree.runs import RunFolder, SuiteFolder, read_results, write_json
+from hansfree.runs import RunFolder, SuiteFolder, read_results, sole_writer, write_json
 from hansfree.store.identity import digest_of_model
 from hansfree.suite import Cell, Outcome, Watch, cells_of, check_variants, default_jobs, run_locally, run_suite
 from hansfree.training import make_accelerator
@@ -280,21 +280,22 @@ def run_roar(
     for mistakes, ``RunError`` where a model's training fails; a retraining that fails is left out and named."""
     plan = Plan(roar, out)
     check_plan(plan)
-    folder = RunFolder.create(out, {"audit": "roar", **roar.model_dump()}, resume=True)
-    if plan.suite is not None:
-        trained = run_suite(plan.suite, out / "models", jobs=jobs, device=device, watch=watch)
-        for cell in read_results(trained.results)["cells"]:
-            if cell["status"] != "done":
-                raise RunError(f"The model {cell['variant']}, seed {cell['seed']}, failed: {cell['error']}")
-    for model in roar.models:
-        for seed in roar.seeds:
-            _rank(plan, model, seed, device, watch)
-    retrainings = list(plan.retrainings())
-    cells = [retraining.cell for retraining in retrainings]
-    outcomes = run_locally(cells, jobs or default_jobs(len(cells)), device, _tidying(cells, watch))
-    _tidy(cells)
-    write_json(folder.results, gather(plan, retrainings, outcomes))
-    build_roar_report(folder.path)
+    with sole_writer(out):
+        folder = RunFolder.create(out, {"audit": "roar", **roar.model_dump()}, resume=True)
+        if plan.suite is not None:
+            trained = run_suite(plan.suite, out / "models", jobs=jobs, device=device, watch=watch)
+            for cell in read_results(trained.results)["cells"]:
+                if cell["status"] != "done":
+                    raise RunError(f"The model {cell['variant']}, seed {cell['seed']}, failed: {cell['error']}")
+        for model in roar.models:
+            for seed in roar.seeds:
+                _rank(plan, model, seed, device, watch)
+        retrainings = list(plan.retrainings())
+        cells = [retraining.cell for retraining in retrainings]
+        outcomes = run_locally(cells, jobs or default_jobs(len(cells)), device, _tidying(cells, watch))
+        _tidy(cells)
+        write_json(folder.results, gather(plan, retrainings, outcomes))
+        build_roar_report(folder.path)
     return folder
 
 

@@ -19,6 +19,7 @@ from typing import Any
 from urllib.parse import quote
 
 import yaml
+from filelock import FileLock, Timeout
 
 from hansfree.errors import RunError, UserError
 
@@ -26,6 +27,7 @@ SCHEMA = 1
 """The version of results.json that this code writes and reads."""
 
 _TEMPORARY = ".hansfree-"
+_LOCK = ".lock"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _NEARLY_NOTHING = 1 << 20
 
@@ -60,6 +62,46 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+@contextmanager
+def sole_writer(folder: Path) -> Iterator[None]:
+    """Keep other processes from writing the run, suite or audit in ``folder`` until the block ends.
+
+    The system frees the lock of a process that was killed. Raises ``UserError`` where another process is at work or
+    ``folder`` is a file, ``RunError`` where the disk refuses.
+    """
+    _refuse_file(folder)
+    is_new = not folder.exists()
+    lock = FileLock(folder / _LOCK, blocking=False)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with suppress(NotImplementedError):  # some network file systems know no locks
+            lock.acquire()
+    except Timeout as error:
+        raise UserError(
+            f"{folder} is being written by another process; wait for it, end it, or choose another --out."
+        ) from error
+    except OSError as error:
+        raise _refused(folder, error) from error
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            (folder / _LOCK).unlink()
+        lock.release()
+        if is_new and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def is_empty(folder: Path) -> bool:
+    """Whether there is no such folder, or nothing in it but what a write in progress makes."""
+    return not folder.exists() or all(e.name == _LOCK or e.name.startswith(_TEMPORARY) for e in folder.iterdir())
+
+
+def _refuse_file(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file; choose another --out.")
 
 
 def write_text(path: Path | str, text: str) -> None:
@@ -371,8 +413,7 @@ def _is_done(results: Path) -> bool:
 def _claim(folder: Path, config_file: Path, config: Mapping[str, Any], *, resume: bool) -> None:
     # A round trip through YAML makes tuples, paths and number spellings equal to what a later run reads back.
     text = yaml.safe_dump(_plain(config, float), sort_keys=False, allow_unicode=True)
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file; choose another --out.")
+    _refuse_file(folder)
     if config_file.exists():
         held, asked = _without_nothing(read_yaml(config_file)), _without_nothing(yaml.safe_load(text))
         if held != asked:
@@ -384,7 +425,7 @@ def _claim(folder: Path, config_file: Path, config: Mapping[str, Any], *, resume
             raise UserError(f"{folder} already holds this run; add --resume to continue it or choose another --out.")
         _remove_leftovers(folder)
         return
-    if folder.exists() and any(not entry.name.startswith(_TEMPORARY) for entry in folder.iterdir()):
+    if not is_empty(folder):
         raise UserError(f"{folder} holds other files and no {config_file.name}; choose another --out.")
     write_text(config_file, text)
     _remove_leftovers(folder)

@@ -36,7 +36,7 @@ from hansfree.parts import (
 )
 from hansfree.plan import Planned, SuiteConfig, chosen_of, curves, families, grids, plan, reference_under, selected
 from hansfree.report import build_report
-from hansfree.runs import RunFolder, SuiteFolder, read_results, write_json
+from hansfree.runs import RunFolder, SuiteFolder, read_results, sole_writer, write_json
 
 Outcome = tuple[Literal["done", "failed", "n/a"], str | None]
 """How a cell ended, and why where it did not end well; "n/a": its method needs what its benchmark does not give."""
@@ -114,29 +114,30 @@ def run_suite(
     wanted = {one.name for one in selected(suite, only)}
     cells = cells_of(suite, SuiteFolder(out))
     not_given = check_variants(cells)
-    folder = SuiteFolder.create(out, suite.model_dump(), resume=True)
-    able = place_teachers([cell for cell in cells if cell.variant not in not_given], folder)
-    asked = [cell for cell in able if cell.variant in wanted]
-    jobs = jobs or default_jobs(len(asked))
-    train_teachers(asked, jobs, device=device, watch=watch)
-    make_stores(able, asked, device=device, watch=watch)
-    ready = {cell.label: cell for cell in able}
-    cells = [ready.get(cell.label, cell) for cell in cells]
-    outcomes: dict[str, Outcome] = {
-        cell.label: ("n/a", not_given[cell.variant]) for cell in cells if cell.variant in not_given
-    }
-    outcomes |= {c.label: ("done", None) for c in able if c.variant not in wanted and c.folder.is_done()}
-    run_cells = {"local": run_locally, "ray": run_on_ray}[on]
-    to_run = {cell.label for cell in asked}
-    first = [cell for cell in cells if not cell.planned.setting or cell.seed in suite.tuned_on]
-    outcomes |= run_cells([cell for cell in first if cell.label in to_run], jobs, device, watch)
-    if suite.tuning_seeds is not None:
-        chosen = set(chosen_of(gather(suite, first, outcomes, folder)["suite"]["grids"]).values())
-        shown = [cell for cell in cells if cell in first or cell.variant in chosen]
-        outcomes |= run_cells([cell for cell in shown if cell.label in to_run], jobs, device, watch)
-        cells = shown
-    write_json(folder.results, gather(suite, cells, outcomes, folder))
-    build_report(folder.path)
+    with sole_writer(out):
+        folder = SuiteFolder.create(out, suite.model_dump(), resume=True)
+        able = place_teachers([cell for cell in cells if cell.variant not in not_given], folder)
+        asked = [cell for cell in able if cell.variant in wanted]
+        jobs = jobs or default_jobs(len(asked))
+        train_teachers(asked, jobs, device=device, watch=watch)
+        make_stores(able, asked, device=device, watch=watch)
+        ready = {cell.label: cell for cell in able}
+        cells = [ready.get(cell.label, cell) for cell in cells]
+        outcomes: dict[str, Outcome] = {
+            cell.label: ("n/a", not_given[cell.variant]) for cell in cells if cell.variant in not_given
+        }
+        outcomes |= {c.label: ("done", None) for c in able if c.variant not in wanted and c.folder.is_done()}
+        run_cells = {"local": run_locally, "ray": run_on_ray}[on]
+        to_run = {cell.label for cell in asked}
+        first = [cell for cell in cells if not cell.planned.setting or cell.seed in suite.tuned_on]
+        outcomes |= run_cells([cell for cell in first if cell.label in to_run], jobs, device, watch)
+        if suite.tuning_seeds is not None:
+            chosen = set(chosen_of(gather(suite, first, outcomes, folder)["suite"]["grids"]).values())
+            shown = [cell for cell in cells if cell in first or cell.variant in chosen]
+            outcomes |= run_cells([cell for cell in shown if cell.label in to_run], jobs, device, watch)
+            cells = shown
+        write_json(folder.results, gather(suite, cells, outcomes, folder))
+        build_report(folder.path)
     return folder
 
 

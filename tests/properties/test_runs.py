@@ -1,6 +1,8 @@
 import errno
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,16 @@ from hypothesis import strategies as st
 
 from hansfree import runs
 from hansfree.errors import RunError, UserError
-from hansfree.runs import RunFolder, SuiteFolder, atomic_path, open_folder, read_results, write_json, write_text
+from hansfree.runs import (
+    RunFolder,
+    SuiteFolder,
+    atomic_path,
+    open_folder,
+    read_results,
+    sole_writer,
+    write_json,
+    write_text,
+)
 
 CONFIG = {"benchmark": {"name": "coloured-digits"}, "training": {"lr": 0.01, "widths": (8, 16)}, "seed": 0}
 
@@ -127,6 +138,31 @@ def test_leftovers_of_a_killed_write_are_cleared(tmp_path: Path):
     leftover.touch()
     RunFolder.create(folder.path, CONFIG, resume=True)
     assert not leftover.exists()
+
+
+def test_a_folder_has_one_writer_at_a_time(tmp_path: Path):
+    with sole_writer(tmp_path):
+        RunFolder.create(tmp_path, CONFIG, resume=False)
+        with pytest.raises(UserError, match="is being written by another process"), sole_writer(tmp_path):
+            pytest.fail("two writers in one folder")
+    with sole_writer(tmp_path):
+        RunFolder.create(tmp_path, CONFIG, resume=True)
+    assert names(tmp_path) == ["config.yaml"]
+
+
+def test_a_killed_writer_leaves_the_folder_free(tmp_path: Path):
+    killed = "import os, pathlib, sys; from hansfree.runs import sole_writer; " + (
+        "held = sole_writer(pathlib.Path(sys.argv[1])); held.__enter__(); os._exit(9)"
+    )
+    assert subprocess.run([sys.executable, "-c", killed, str(tmp_path)], check=False).returncode == 9
+    with sole_writer(tmp_path):
+        RunFolder.create(tmp_path, CONFIG, resume=False)
+
+
+def test_a_writer_that_writes_nothing_leaves_no_folder(tmp_path: Path):
+    with pytest.raises(UserError), sole_writer(tmp_path / "new"):
+        raise UserError("A mistake.")
+    assert not (tmp_path / "new").exists()
 
 
 def test_metrics_survive_a_torn_line_and_are_cut_at_resume(tmp_path: Path):

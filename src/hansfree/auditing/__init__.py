@@ -37,7 +37,7 @@ from hansfree.explaining import chosen_device
 from hansfree.measuring import Measurement
 from hansfree.metrics.class_similarity import category_of
 from hansfree.report.audit import write_audit_page
-from hansfree.runs import SCHEMA, RunFolder, atomic_path, read_json, write_json
+from hansfree.runs import SCHEMA, RunFolder, atomic_path, is_empty, read_json, sole_writer, write_json
 from hansfree.store.identity import digest_of_model
 
 __all__ = ["MEASURES", "Request", "Summary", "audit_models"]
@@ -94,19 +94,20 @@ def audit_models(
     """
     audit, notices = prepared(request, out, batch_size, chosen_device(device))
     settings = claim_of(request, audit)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        RunFolder.create(out, settings, resume=True)  # refuses another audit's folder before the work begins
-    started = time.time()
-    predict(audit, settings, watch)
-    done = 0
-    for name in MEASURES:
-        for model in audit.models:
-            taken(audit, name, model)
-            done += 1
-            watch("measures", done, len(MEASURES) * len(audit.models))
-    results = gathered(request, audit, settings, notices, time.time() - started)
-    write_json(RunFolder(out).results, results)
-    report = write_audit_page(out)
+    with sole_writer(out):
+        if not is_empty(out):
+            RunFolder.create(out, settings, resume=True)  # refuses another audit's folder before the work begins
+        started = time.time()
+        predict(audit, settings, watch)
+        done = 0
+        for name in MEASURES:
+            for model in audit.models:
+                taken(audit, name, model)
+                done += 1
+                watch("measures", done, len(MEASURES) * len(audit.models))
+        results = gathered(request, audit, settings, notices, time.time() - started)
+        write_json(RunFolder(out).results, results)
+        report = write_audit_page(out)
     skipped = {entry["title"]: entry["reason"] for entry in results["skipped"] if entry["model"] is None}
     titles = tuple(measure.title for measure in MEASURES.values() if measure.title not in skipped)
     return Summary(report, titles, skipped, tuple(notices))
