@@ -33,7 +33,7 @@ class SmallCNN(_PooledHead):
 
     ``strided``: each layer halves its input itself, by a 4x4 kernel of stride 2, and nothing is pooled. With widths
     (64, 128, 256) that is the network for coloured digits of Park et al., Training debiased subnetworks with
-    contrastive weight pruning, 2023 (https://arxiv.org/abs/2210.05247).
+    contrastive weight pruning, 2023 (https://arxiv.org/abs/2210.05247), but for its start, which is He's here.
     """
 
     def __init__(
