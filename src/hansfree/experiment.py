@@ -16,6 +16,8 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from hansfree.audits import dissect
+from hansfree.audits.activations import activations
 from hansfree.checkpoints import Keeper, read_checkpoint
 from hansfree.config import Section, parse
 from hansfree.core import TEST_SPLITS, Benchmark, Classifier, Method, Teacher
@@ -28,11 +30,13 @@ from hansfree.metrics.intervals import DRAWS, LEVEL
 from hansfree.models import save_model, with_batch_statistics
 from hansfree.models.text import TextClassifier, save_text_model
 from hansfree.parts import (
+    DissectionConfig,
     MapsConfig,
     RunConfig,
     TeacherConfig,
     make_benchmark,
     make_category,
+    make_concepts,
     make_explainer,
     make_method,
     make_network,
@@ -274,6 +278,9 @@ def evaluate(
     measured = [*of_predictions(judged), *of_mining(method.mined(), benchmark.split("train"))]
     if settings.measure is not None:
         measured += measure_maps(settings.measure, method, teacher, benchmark, tests, device)
+    if settings.dissect is not None:
+        title = config.title or config.variant or config.method["name"]
+        measured += dissected(settings.dissect, method.student, benchmark, folder.dissection, title, device)
     results = {
         "schema": 1,
         "environment": environment,
@@ -359,6 +366,35 @@ def measure_maps(
                 **settings,
             )
     return found
+
+
+def dissected(
+    asked: DissectionConfig,
+    student: nn.Module,
+    benchmark: Benchmark,
+    folder: Path,
+    title: str,
+    device: torch.device | str,
+) -> list[Measurement]:
+    """Numbers of concept detectors in the layers that are ``asked`` for; each says its quantile and threshold."""
+    thresholds = asked.model_dump(include={"quantiles", "iou_thresholds", "adjusted_thresholds"})
+    found = dissect(
+        student,
+        make_concepts(asked, benchmark),
+        folder,
+        name=title,
+        layers=asked.layers,
+        **thresholds,
+        device=device,
+        spell_all=True,
+    )
+    split = asked.split if asked.concepts is None else "concepts"
+    return [
+        Measurement(
+            "student", split, row["metric"], row["value"], group=row["group"], measured_with=row["measured_with"]
+        )
+        for row in found["rows"]
+    ]
 
 
 def pareto(folder: RunFolder) -> list[dict[str, Any]]:
@@ -567,6 +603,9 @@ def try_out(config: RunConfig, method: Method, benchmark: Benchmark, device: tor
     if config.evaluation.measure is not None:
         few = config.evaluation.measure.model_copy(update={"samples": 2})
         measure_maps(few, method, teacher, benchmark, ("valid",), device)
+    if config.evaluation.dissect is not None:
+        concepts = make_concepts(config.evaluation.dissect, benchmark)
+        activations(method.student, config.evaluation.dissect.layers, concepts.images(torch.arange(1)).to(device))
 
 
 def export_run(folder: RunFolder, out: Path) -> None:

@@ -8,14 +8,17 @@ import torch
 from pydantic import Field, model_validator
 from torch import nn
 
+from hansfree.audits.dissection import ADJUSTED, IOU, QUANTILE
 from hansfree.augmentation import Augmentation
 from hansfree.benchmarks import BENCHMARKS
+from hansfree.benchmarks.broden import read_concepts
+from hansfree.benchmarks.concepts import BenchmarkConcepts, Concepts
 from hansfree.benchmarks.photographs import data_root
 from hansfree.benchmarks.regimes import augmented, few_shots, transferred
 from hansfree.benchmarks.texts import MODEL_SET
 from hansfree.config import Schema, Section, construct, inner_section, merge, parse
 from hansfree.core import Benchmark, Classifier, Explainer, Method, Setup, Teacher, TeacherInput
-from hansfree.errors import NotGivenError, UserError
+from hansfree.errors import NotGivenError, UserError, unknown
 from hansfree.evaluation import LOCALISING, Rule
 from hansfree.explainers import EXPLAINERS
 from hansfree.methods import METHODS
@@ -73,6 +76,23 @@ class MapsConfig(Schema):
     batch_size: int = Field(default=50, ge=1)
 
 
+Share = Annotated[float, Field(gt=0, lt=1)]
+
+
+class DissectionConfig(Schema):
+    """Network dissection of the student: which units of a layer detect concepts that masks show."""
+
+    layers: tuple[str, ...] = ()
+    """By name; none: the last feature map."""
+    split: str = "iid"
+    """Whose images and masks are the concepts."""
+    concepts: str | None = None
+    """A folder of concepts, or Broden's, in place of the split."""
+    quantiles: tuple[Share, ...] = Field(default=(QUANTILE,), min_length=1)
+    iou_thresholds: tuple[Share, ...] = Field(default=(IOU,), min_length=1)
+    adjusted_thresholds: tuple[Share, ...] = Field(default=(ADJUSTED,), min_length=1)
+
+
 class EvaluationConfig(Schema):
     """What is measured when training is over."""
 
@@ -84,6 +104,8 @@ class EvaluationConfig(Schema):
     """Samples per split whose heatmaps are kept."""
     measure: MapsConfig | None = None
     """Explanations to be measured; null: predictions alone."""
+    dissect: DissectionConfig | None = None
+    """Units to be named by concepts; null: none."""
     categories: dict[str, str] | str | None = None
     """Category of each class, for entropy within categories: a mapping, a file, ``imagenet``; null: the benchmark's."""
     pictures: tuple[Picture, ...] = ()
@@ -192,6 +214,7 @@ def check_for_texts(config: RunConfig, benchmark: Benchmark) -> None:
         f"teacher_input: {config.teacher_input}": config.teacher_input != "input",
         "teacher.store": config.teacher is not None and config.teacher.store is not None,
         "evaluation.pictures": bool(config.evaluation.pictures),
+        "evaluation.dissect": config.evaluation.dissect is not None,
         "evaluation.measure.shifts": config.evaluation.measure is not None and config.evaluation.measure.shifts > 0,
     }
     for key, is_set in settings.items():
@@ -207,6 +230,15 @@ def make_stored_data(config: RunConfig) -> Benchmark:
 def make_category(config: RunConfig, benchmark: Benchmark) -> torch.Tensor | None:
     """The number of each class's category, where the config or the benchmark names categories."""
     return category_of(benchmark.classes, benchmark.categories, config.evaluation.categories)
+
+
+def make_concepts(asked: DissectionConfig, benchmark: Benchmark) -> Concepts:
+    """Images with masks of concepts: the folder that is ``asked`` for, or a split of the benchmark."""
+    if asked.concepts is not None:
+        return read_concepts(Path(asked.concepts), benchmark.input.height)
+    if asked.split not in benchmark.split_names():
+        raise unknown("split", asked.split, benchmark.split_names())
+    return BenchmarkConcepts(benchmark, asked.split)
 
 
 def make_explainer(section: Section | None) -> Explainer | None:

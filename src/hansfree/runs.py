@@ -258,6 +258,11 @@ class RunFolder:
         return self.figures / "heatmaps.npz"
 
     @property
+    def dissection(self) -> Path:
+        """The folder of the student's network dissection."""
+        return self.path / "dissection"
+
+    @property
     def representations(self) -> Path:
         """Where networks place test samples in the plane, and how alike their layers are."""
         return self.figures / "representations.npz"

@@ -25,9 +25,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from hansfree.auditing.data import audited_splits, is_folder, read_concepts, source_of
+from hansfree.auditing.data import audited_splits, is_folder, source_of
 from hansfree.auditing.measures import MEASURES, Audit, Found, several
 from hansfree.auditing.models import check, chosen_explainers, load, own_size
+from hansfree.benchmarks.broden import read_concepts
 from hansfree.benchmarks.concepts import BenchmarkConcepts, Concepts
 from hansfree.core import Benchmark, Classifier, Predictions
 from hansfree.errors import UserError

@@ -15,8 +15,6 @@ from typing import Any, NamedTuple, final
 
 from PIL import Image
 
-from hansfree.benchmarks.broden import Broden
-from hansfree.benchmarks.concepts import ConceptFolder, Concepts
 from hansfree.benchmarks.divided import Divided
 from hansfree.benchmarks.folder import FOLDERS, SPLITS, TABLE, FolderSplit, Row, Table, described, read_table, split_of
 from hansfree.benchmarks.image_files import image_size
@@ -146,8 +144,3 @@ def audited_splits(benchmark: Benchmark) -> dict[str, Split]:
     chosen = [name for name in TEST_SPLITS if name in there]
     chosen = chosen or [name for name in (WHOLE, "valid_ood", "valid", "train") if name in there][:1]
     return {name: benchmark.split(name) for name in chosen}
-
-
-def read_concepts(root: Path, size: int) -> Concepts:
-    """Images with masks of concepts: Broden's folder, or one of masks. Raises ``UserError`` as these do."""
-    return Broden(root) if (root / "index.csv").is_file() else ConceptFolder(root, size=size)

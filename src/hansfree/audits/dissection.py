@@ -82,11 +82,13 @@ def dissect(
     memory: int = 1 << 28,
     save_every: int = 2048,
     watch: Callable[[int, int], None] = lambda done, total: None,
+    spell_all: bool = False,
 ) -> dict[str, Any]:
     """Dissect ``layers`` of ``model`` (none: its last feature map) and return what results.json then holds.
 
     ``name`` is the model's in rows and pictures. Rows of the first quantile and IoU threshold are ``measured_with`` the
-    layer; those of others say which. The adjusted IoU has thresholds of its own. ``draw_by`` is the IoU by which
+    layer; those of others say which, and with ``spell_all`` every row does. The adjusted IoU has thresholds of its own.
+    ``draw_by`` is the IoU by which
     pictures choose units. ``memory`` bounds the tables of the thresholds, in bytes. ``watch`` is told images done, and
     all that there are to do.
 
@@ -125,7 +127,7 @@ def dissect(
     write_text(place.path / "units.csv", unit_table(study))
     thresholds = {"iou_thresholds": list(iou_thresholds), "adjusted_thresholds": list(adjusted_thresholds)}
     environment = {"hansfree": version("hansfree"), "torch": torch.__version__, "device": str(device)}
-    rows = rows_of(study, iou_thresholds, adjusted_thresholds)
+    rows = rows_of(study, iou_thresholds, adjusted_thresholds, spell_all=spell_all)
     results = {
         "schema": SCHEMA,
         "environment": {**environment, "time": {"seconds": time.time() - started}},
@@ -252,7 +254,9 @@ def _nothing(rows: int) -> tuple[Tensor, Tensor]:
 # What is written
 
 
-def rows_of(study: Study, iou_thresholds: Sequence[float], adjusted_thresholds: Sequence[float]) -> list[Row]:
+def rows_of(
+    study: Study, iou_thresholds: Sequence[float], adjusted_thresholds: Sequence[float], *, spell_all: bool = False
+) -> list[Row]:
     """Rows of results.json: detectors by category and in all, for every layer, quantile, IoU threshold and rule.
 
     ``best_iou`` is the mean over units of their highest IoU. Measures by rules that are not the published one end in
@@ -266,7 +270,7 @@ def rows_of(study: Study, iou_thresholds: Sequence[float], adjusted_thresholds: 
             suffix = "" if rule == "published" else f"_{rule}"
             thresholds = adjusted_thresholds if rule == "adjusted" else iou_thresholds
             for quantile, scores in zip(study.thresholds[layer].quantiles, iou(counts, study.category, rule)):
-                first = quantile == study.thresholds[layer].quantiles[0]
+                first = quantile == study.thresholds[layer].quantiles[0] and not spell_all
                 for threshold in thresholds:
                     plain = first and threshold == thresholds[0]
                     how = layer if plain else f"{layer} quantile={quantile:g} iou={threshold:g}"

@@ -18,11 +18,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hansfree.benchmarks.concepts import Concept, Concepts, Masks, pixels, stacked
+from hansfree.benchmarks.concepts import Concept, ConceptFolder, Concepts, Masks, pixels, stacked
 from hansfree.benchmarks.image_files import read_image
 from hansfree.errors import UserError
 
 Row = dict[str, str]
+
+
+def read_concepts(root: Path, size: int) -> Concepts:
+    """Images with masks of concepts: Broden's folder, or one of masks. Raises ``UserError`` as these do."""
+    return Broden(root) if (root / "index.csv").is_file() else ConceptFolder(root, size=size)
 
 
 @final

@@ -208,7 +208,7 @@ class BenchmarkConcepts(Concepts):
             raise UserError(f"{benchmark.name} gives no masks, so its concepts are unknown; choose another benchmark.")
         self.name = f"{benchmark.name}/{split}"
         self._benchmark, self._split = benchmark, benchmark.split(split)
-        scenes = benchmark.biases[:-1] if isinstance(benchmark, ObjectsOnScenes) else ()
+        scenes = benchmark.biases[:-1] if benchmark.name == ObjectsOnScenes.name else ()
         colours = COLOURS if benchmark.input.channels == 3 else ()
         self._scenes, self._colours = len(scenes), len(colours)
         self.concepts = (

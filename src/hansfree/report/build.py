@@ -8,7 +8,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from hansfree.report import charts, sub_models, tables
+from hansfree.report import charts, detectors, sub_models, tables
 from hansfree.report.audit import is_audit, write_audit_page
 from hansfree.report.page import Page
 from hansfree.report.results import Section, parts_of, shown_variants, variant_titles
@@ -56,7 +56,7 @@ def _spelt_tables(title: str, results: Section) -> tuple[str, str, str]:
     if others:
         tried = tables.method_table(results, others)
         markdown += f"\n## Settings that were tried and not chosen\n\n{to_markdown(tried)}"
-    for further in sub_models.TABLES:
+    for further in (*sub_models.TABLES, *detectors.TABLES):
         if (more := further(results, shown)) is not None:
             markdown += f"\n## {more.title}\n\n{to_markdown(more)}"
             latex += f"\n% {more.title}\n{to_latex(more)}"

@@ -3,8 +3,9 @@
 A picture is lit where the unit is active and dimmed elsewhere; a line runs around the concept's mask.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from hansfree.runs import RunFolder, read_json, read_results, write_text
 Entry = Mapping[str, Any]
 
 DIMMED = 0.4
+FEW_CONCEPTS = 2
+"""Of each category, beside a suite's other figures."""
 LINE = (255, 214, 0)
 RULES = {
     "": "as published: of images where a unit's active pixels touch a label of the category",
@@ -167,6 +170,26 @@ class Page:
                     strip = one.strip(place, f"{entry['layer']}, " if several else "")
                     found.setdefault(f"{entry['concept']} ({entry['category']})", []).append(strip)
         return [(title, tuple(strips)) for title, strips in found.items()]
+
+
+def best_units(folders: Iterable[Path]) -> list[tuple[str, tuple[Strip, ...]]]:
+    """By concept, each model's best unit for it in its last dissected layer, on the same images: of a few concepts.
+
+    Models that were dissected by different concepts stand apart.
+    """
+    found: dict[tuple[str, str, str], list[Strip]] = {}
+    for one in map(Dissection.read, folders):
+        last = [n for n, entry in enumerate(one.entries) if entry["layer"] == one.config["layers"][-1]]
+        for place in last:
+            entry = one.entries[place]
+            if entry["kind"] == "concept":
+                strip = one.strip(place, f"{entry['layer']}, ")
+                key = (str(one.config["concepts"]), entry["category"], entry["concept"])
+                found.setdefault(key, []).append(strip)
+    kept: list[tuple[str, tuple[Strip, ...]]] = []
+    for _, group in groupby(found, key=lambda key: key[:2]):
+        kept += [(f"{key[2]} ({key[1]})", tuple(found[key])) for key in islice(group, FEW_CONCEPTS)]
+    return kept
 
 
 def section(folders: Sequence[Path | str]) -> Markup:

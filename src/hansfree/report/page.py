@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from hansfree.report import charts, notices, sub_models, tables
+from hansfree.report import charts, detectors, notices, sub_models, tables
 from hansfree.report.bands import band_lines
 from hansfree.report.curves import panels
+from hansfree.report.dissection import best_units
 from hansfree.report.facts import as_yaml, facts_of, flat_config, meanings, plain_text, story, without_empty
-from hansfree.report.heatmaps import Heatmaps, MapGrid, Tile, read_heatmaps
+from hansfree.report.heatmaps import Heatmaps, MapGrid, Strip, Tile, read_heatmaps
 from hansfree.report.notices import Notice
 from hansfree.report.representations import Representations
 from hansfree.report.results import (
@@ -290,9 +291,10 @@ class Page:
     # Parts of models
 
     @property
-    def sub_model_tables(self) -> list[tables.Table]:
-        """Accuracies of sub-models, and how well conflicting samples were found."""
-        return [table for made in sub_models.TABLES if (table := made(self.results, self.shown)) is not None]
+    def tables_of_parts(self) -> list[tables.Table]:
+        """Accuracies of sub-models, how well conflicting samples were found, and what units detect."""
+        every = (*sub_models.TABLES, *detectors.TABLES)
+        return [table for made in every if (table := made(self.results, self.shown)) is not None]
 
     @property
     def verdicts(self) -> list[str]:
@@ -318,6 +320,15 @@ class Page:
             if variant in self.shown and variant not in first and folder.representations.exists():
                 first[variant] = Representations(read_heatmaps(folder.representations))
         return [(self.titles[variant], found) for variant, found in first.items()]
+
+    @cached_property
+    def best_units(self) -> list[tuple[str, tuple[Strip, ...]]]:
+        """By concept, the unit of each variant's first finished seed that detects it best."""
+        first: dict[str, Path] = {}
+        for variant, folder in self._finished:
+            if variant in self.shown and folder.dissection.exists():
+                first.setdefault(variant, folder.dissection)
+        return best_units(first.values())
 
     @property
     def band_charts(self) -> list[tuple[str, Markup]]:

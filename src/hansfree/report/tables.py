@@ -107,7 +107,7 @@ def method_table(results: Section, variants: Iterable[str] | None = None) -> Tab
     for variant in chosen:
         own = [cell for cell in cells if cell["variant"] == variant]
         measured = [score_cell(found.student(variant, split), own, len(seeds)) for split in shown]
-        difference = _difference_cell(found.student(variant, _compared(shown)), own, variant == reference)
+        difference = difference_cell(found.student(variant, _compared(shown)), own, variant == reference)
         time = _time_cell(seconds[variant], seconds.get(yardstick) if yardstick else None)
         against = (difference,) if reference else ()
         rest = (*measured, *against, _steps_cell(own), time)
@@ -230,7 +230,7 @@ def _by_split(
         line = [*_words(titles[variant], own)]
         line += [score_cell(found[thing].student(variant, thing[0]), own, len(seeds)) for thing in things]
         if compared:
-            line.append(_difference_cell(found[compared].student(variant, compared[0]), own, variant == reference))
+            line.append(difference_cell(found[compared].student(variant, compared[0]), own, variant == reference))
         lines.append(Line(variant, tuple(line), reason=_reason(own)))
     named = titles.get(reference or "", reference)
     if compared:
@@ -359,22 +359,25 @@ def _teacher_line(name: str, title: str, scores: Iterable[Estimate | None], empt
     return Line(name, (*words, *measured, *[Cell("–")] * empty), is_teacher=True)
 
 
-def score_cell(found: Summary | None, cells: Sequence[Section], seeds: int) -> Cell:
-    """A measured thing of the variant whose runs are ``cells``, or why it has no number."""
+def score_cell(found: Summary | None, cells: Sequence[Section], seeds: int, scale: float = 100) -> Cell:
+    """A measured thing of the variant whose runs are ``cells``, or why it has no number. ``scale`` 1: a count."""
     unfinished = [cell["status"] for cell in cells if cell.get("status") != "done"]
     if found is None:
         told = "N/A" if _is_not_applicable(cells) else unfinished[0] if unfinished else "not measured"
         return Cell(told)
     missing = seeds - found.estimate.n
-    return _numbers(found.estimate, remark=f"{found.estimate.n} of {seeds} seeds" if missing > 0 else "")
+    return _numbers(found.estimate, remark=f"{found.estimate.n} of {seeds} seeds" if missing > 0 else "", scale=scale)
 
 
-def _numbers(found: Estimate, *, signed: bool = False, remark: str = "", extra: tuple[float | None, ...] = ()) -> Cell:
-    half = None if found.half is None else 100 * found.half
-    return Cell(percent(found, signed=signed), remark, (100 * found.mean, half, found.n, *extra))
+def _numbers(
+    found: Estimate, *, signed: bool = False, remark: str = "", extra: tuple[float | None, ...] = (), scale: float = 100
+) -> Cell:
+    half = None if found.half is None else scale * found.half
+    return Cell(percent(found, signed=signed, scale=scale), remark, (scale * found.mean, half, found.n, *extra))
 
 
-def _difference_cell(found: Summary | None, cells: Sequence[Section], is_reference: bool) -> Cell:
+def difference_cell(found: Summary | None, cells: Sequence[Section], is_reference: bool, scale: float = 100) -> Cell:
+    """How far a measured thing of the variant whose runs are ``cells`` is from the reference's."""
     if _is_not_applicable(cells):
         return Cell("N/A")
     if is_reference:
@@ -382,7 +385,7 @@ def _difference_cell(found: Summary | None, cells: Sequence[Section], is_referen
     if found is None or found.comparison is None:
         return Cell("–")
     p = found.comparison.p
-    return _numbers(found.comparison.difference, signed=True, remark=p_value(p), extra=(p,))
+    return _numbers(found.comparison.difference, signed=True, remark=p_value(p), extra=(p,), scale=scale)
 
 
 def _steps_cell(cells: Sequence[Section]) -> Cell:

@@ -38,14 +38,14 @@ def selection(rule: str | None) -> str:
     return "not recorded" if rule is None else SELECTION.get(rule, rule)
 
 
-def percent(estimate: Estimate | None, *, signed: bool = False) -> str:
-    """A fraction as ``87.0 ± 1.2`` (percent or points); without the interval where there is none."""
+def percent(estimate: Estimate | None, *, signed: bool = False, scale: float = 100) -> str:
+    """A fraction as ``87.0 ± 1.2`` (percent or points), with ``scale`` 1 a count; no interval where there is none."""
     if estimate is None:
         return "not measured"
-    mean = f"{100 * estimate.mean:{'+' if signed else ''}.1f}".replace("-", "−")
+    mean = f"{scale * estimate.mean:{'+' if signed else ''}.1f}".replace("-", "−")
     # A value that rounds to nothing has no sign.
     mean = mean.lstrip("+−") if mean in ("+0.0", "−0.0") else mean
-    return mean if estimate.half is None else f"{mean} ± {100 * estimate.half:.1f}"
+    return mean if estimate.half is None else f"{mean} ± {scale * estimate.half:.1f}"
 
 
 def p_value(p: float | None) -> str:
