@@ -23,6 +23,7 @@ from hansfree.report.tables import (
     method_table,
     paper_form,
     side_by_side,
+    similarity_table,
 )
 from hansfree.report.wording import percent, supervision
 
@@ -310,6 +311,27 @@ def test_agreement_has_a_table_where_there_is_a_teacher_to_agree_with():
 
 
 # The paper's form
+
+
+def test_entropies_are_told_in_bits():
+    values = {"erm": [0.1, 0.14], "kd": [0.2504, 0.31]}
+    found = results()
+    found["rows"] += [
+        row(variant, seed, value, split="iid", metric="entropy_category")
+        for variant, own in values.items()
+        for seed, value in enumerate(own)
+    ]
+    found["cells"] = [cell(variant, seed) for variant in values for seed in (0, 1)]
+    found["suite"] = {"reference": "erm", "seeds": [0, 1]}
+    table = similarity_table(found)
+    assert table is not None
+    told = texts(table, "kd")
+    assert told["iid_entropy_category"].startswith("0.280 ± ")
+    assert told["similarity_difference"].startswith("+0.160 ± ")
+    assert {"iid, within the category (bits)", "iid, within the category, against erm (bits)"} <= {
+        column.title for column in table.columns
+    }
+    assert similarity_table(results()) is None
 
 
 def test_the_paper_s_form_has_its_columns_and_the_teacher_last():

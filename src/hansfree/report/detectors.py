@@ -6,6 +6,7 @@ from functools import partial
 from hansfree.report.results import Section, seeds_of, variant_titles
 from hansfree.report.statistics import summarise
 from hansfree.report.tables import Cell, Column, Line, Table, difference_cell, score_cell, seeds_note
+from hansfree.report.wording import COUNT
 
 PUBLISHED = "the published IoU, of images where the unit's active pixels touch a label of the category"
 ADJUSTED = "the adjusted IoU, 0 for what chance gives and 1 for the most that masks of these sizes can give"
@@ -41,11 +42,10 @@ def detector_table(
 
     def cells_of(variant: str, layer: str) -> Iterator[Cell]:
         yield from (Cell(titles[variant]), Cell(layer))
-        yield from (score_cell(found.get((variant, layer, *count)), (), seeds, scale=1) for count in counts)
+        yield from (score_cell(found.get((variant, layer, *count)), (), seeds, COUNT) for count in counts)
         yield score_cell(found.get((variant, layer, best, None)), (), seeds)
         if reference:
-            total = found.get((variant, layer, detectors, None))
-            yield difference_cell(total, (), variant == reference, scale=1)
+            yield difference_cell(found.get((variant, layer, detectors, None)), (), variant == reference, COUNT)
 
     there = [(v, layer) for v in titles if v in chosen for layer in settings if (v, layer, detectors, None) in found]
     lines = tuple(Line(f"{variant} {layer}", tuple(cells_of(variant, layer))) for variant, layer in there)

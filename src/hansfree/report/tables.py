@@ -16,7 +16,7 @@ from hansfree.report.results import (
     variant_titles,
 )
 from hansfree.report.statistics import Estimate, Summary
-from hansfree.report.wording import p_value, percent, selection, supervision
+from hansfree.report.wording import BITS, PERCENT, Unit, p_value, selection, supervision, told_in
 
 GROUP_METRICS = {"acc_wg": "worst group", "acc_group_mean": "per group", "acc_avg": "train-weighted"}
 """Accuracies over groups (class, bias), and what a reader calls them."""
@@ -41,6 +41,13 @@ BAND_METRICS = {
     "five_band_fpr": "FPR",
 }
 """Measures of maps against a truth of three bands, and what a reader calls them."""
+
+SIMILARITY_METRICS = {
+    "entropy_category": "within the category",
+    "entropy_entire": "over all classes",
+    "entropy_category_double": "within, softmax twice",
+}
+"""Entropies that tell whether a model knows which classes are alike, and what a reader calls them."""
 
 HEADLINES = {"acc": "Accuracy", "f1": "F1"}
 """What the comparison is of."""
@@ -178,6 +185,12 @@ def band_table(results: Section, variants: Iterable[str] | None = None) -> Table
     return _of_maps(results, variants, "Explanations in five bands", "bands", BAND_METRICS, _BANDS)
 
 
+def similarity_table(results: Section, variants: Iterable[str] | None = None) -> Table | None:
+    """Entropies within categories of classes, and over all classes, on each split; None without categories."""
+    title = "Similarity of classes"
+    return _by_split(results, variants, title, "similarity", SIMILARITY_METRICS, _SIMILARITY, BITS)
+
+
 def _of_maps(
     results: Section,
     variants: Iterable[str] | None,
@@ -193,7 +206,10 @@ def _of_maps(
     return _by_split(own, variants, title, key, metrics, note)
 
 
-FURTHER = (group_table, alignment_table, tier_table, agreement_table, ranking_table, localisation_table, band_table)
+FURTHER = (
+    *(group_table, alignment_table, tier_table, agreement_table, ranking_table),
+    *(localisation_table, band_table, similarity_table),
+)
 """What is compared beside the headline, in order; each is None where there is nothing to compare."""
 
 
@@ -204,6 +220,7 @@ def _by_split(
     key: str,
     metrics: Mapping[str, str],
     note: str,
+    unit: Unit = PERCENT,
 ) -> Table | None:
     """A column for each split and each of ``metrics`` that was measured on it; the first one is compared."""
     cells, suite = results.get("cells") or [], results.get("suite") or {}
@@ -216,25 +233,27 @@ def _by_split(
     titles = variant_titles(cells)
     first = next(iter(metrics))
     compared = next((thing for thing in reversed(things) if thing[1] == first), None) if reference else None
-    score = ("percent", "half_width", "seeds")
-    columns = [*_WORDS, *(Column(f"{s}_{m}", f"{s}, {metrics[m]} (%)", score, f"{s} %") for s, m in things)]
+    score = ("percent" if unit is PERCENT else unit.name, "half_width", "seeds")
+    headed = (Column(f"{s}_{m}", f"{s}, {metrics[m]} ({unit.name})", score, f"{s} {unit.name}") for s, m in things)
+    columns = [*_WORDS, *headed]
     chosen = _shown(titles, variants)
     measured = dict.fromkeys(name for thing in things for name in found[thing].teachers)
     teachers = teacher_titles(results, chosen, measured)
     lines = [
-        _teacher_line(name, title, [found[s, m].teacher(name, s) for s, m in things], 1 if compared else 0)
+        _teacher_line(name, title, [found[s, m].teacher(name, s) for s, m in things], 1 if compared else 0, unit)
         for name, title in teachers.items()
     ]
     for variant in chosen:
         own = [cell for cell in cells if cell["variant"] == variant]
         line = [*_words(titles[variant], own)]
-        line += [score_cell(found[thing].student(variant, thing[0]), own, len(seeds)) for thing in things]
+        line += [score_cell(found[thing].student(variant, thing[0]), own, len(seeds), unit) for thing in things]
         if compared:
-            line.append(difference_cell(found[compared].student(variant, compared[0]), own, variant == reference))
+            summary = found[compared].student(variant, compared[0])
+            line.append(difference_cell(summary, own, variant == reference, unit))
         lines.append(Line(variant, tuple(line), reason=_reason(own)))
     named = titles.get(reference or "", reference)
     if compared:
-        against = f"{compared[0]}, {metrics[first]}, against {named} (points)"
+        against = f"{compared[0]}, {metrics[first]}, against {named} ({unit.difference})"
         columns.append(Column(f"{key}_difference", against, (*score, "p"), "Δ"))
     told = _teacher_note(len(teachers), max(found[thing].teacher_runs for thing in things))
     notes = (note, *_notes(len(seeds), named if compared else None, None, told))
@@ -251,7 +270,6 @@ _ALIGNMENT = "Conflicting: the samples whose bias disagrees with the label. Alig
 
 _AGREEMENT = "Agreement is the share of samples for which student and teacher have the same highest logit."
 
-
 _TIERS = "Tiers are parts of a split that the benchmark names, such as individuals that training showed or did not."
 
 _RANKING = "Average precision of the ranking of images by each class's logit, mean over classes."
@@ -261,6 +279,11 @@ _LOCALISATION = (
     "half of the map's maximum; of images with several labels, of each class that is there."
 )
 
+_SIMILARITY = (
+    "Entropy of the probabilities of right samples, in bits: the more even a model's probabilities within the category "
+    "of the sample's class, the more it says that these classes are alike. Softmax twice is what the published numbers "
+    "fit."
+)
 
 _BANDS = (
     "Maps against a truth that tells nothing, object and distinguishing feature apart. Pixels, recall, precision and "
@@ -353,30 +376,35 @@ def _columns(shown: Sequence[str | None], reference: str | None, measure: str) -
     )
 
 
-def _teacher_line(name: str, title: str, scores: Iterable[Estimate | None], empty: int) -> Line:
+def _teacher_line(name: str, title: str, scores: Iterable[Estimate | None], empty: int, unit: Unit = PERCENT) -> Line:
     words = (Cell(title), Cell("–"), Cell("–"))
-    measured = [Cell("not measured") if score is None else _numbers(score) for score in scores]
+    measured = [Cell("not measured") if score is None else _numbers(score, unit=unit) for score in scores]
     return Line(name, (*words, *measured, *[Cell("–")] * empty), is_teacher=True)
 
 
-def score_cell(found: Summary | None, cells: Sequence[Section], seeds: int, scale: float = 100) -> Cell:
-    """A measured thing of the variant whose runs are ``cells``, or why it has no number. ``scale`` 1: a count."""
+def score_cell(found: Summary | None, cells: Sequence[Section], seeds: int, unit: Unit = PERCENT) -> Cell:
+    """A measured thing of the variant whose runs are ``cells``, or why it has no number."""
     unfinished = [cell["status"] for cell in cells if cell.get("status") != "done"]
     if found is None:
         told = "N/A" if _is_not_applicable(cells) else unfinished[0] if unfinished else "not measured"
         return Cell(told)
     missing = seeds - found.estimate.n
-    return _numbers(found.estimate, remark=f"{found.estimate.n} of {seeds} seeds" if missing > 0 else "", scale=scale)
+    return _numbers(found.estimate, remark=f"{found.estimate.n} of {seeds} seeds" if missing > 0 else "", unit=unit)
 
 
 def _numbers(
-    found: Estimate, *, signed: bool = False, remark: str = "", extra: tuple[float | None, ...] = (), scale: float = 100
+    found: Estimate,
+    *,
+    signed: bool = False,
+    remark: str = "",
+    extra: tuple[float | None, ...] = (),
+    unit: Unit = PERCENT,
 ) -> Cell:
-    half = None if found.half is None else scale * found.half
-    return Cell(percent(found, signed=signed, scale=scale), remark, (scale * found.mean, half, found.n, *extra))
+    half = None if found.half is None else unit.scale * found.half
+    return Cell(told_in(unit, found, signed=signed), remark, (unit.scale * found.mean, half, found.n, *extra))
 
 
-def difference_cell(found: Summary | None, cells: Sequence[Section], is_reference: bool, scale: float = 100) -> Cell:
+def difference_cell(found: Summary | None, cells: Sequence[Section], is_reference: bool, unit: Unit = PERCENT) -> Cell:
     """How far a measured thing of the variant whose runs are ``cells`` is from the reference's."""
     if _is_not_applicable(cells):
         return Cell("N/A")
@@ -385,7 +413,7 @@ def difference_cell(found: Summary | None, cells: Sequence[Section], is_referenc
     if found is None or found.comparison is None:
         return Cell("–")
     p = found.comparison.p
-    return _numbers(found.comparison.difference, signed=True, remark=p_value(p), extra=(p,), scale=scale)
+    return _numbers(found.comparison.difference, signed=True, remark=p_value(p), extra=(p,), unit=unit)
 
 
 def _steps_cell(cells: Sequence[Section]) -> Cell:

@@ -1,6 +1,7 @@
 """What the codes and numbers of results are called where people read them."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from hansfree.report.statistics import Estimate
 
@@ -38,14 +39,34 @@ def selection(rule: str | None) -> str:
     return "not recorded" if rule is None else SELECTION.get(rule, rule)
 
 
-def percent(estimate: Estimate | None, *, signed: bool = False, scale: float = 100) -> str:
-    """A fraction as ``87.0 ± 1.2`` (percent or points), with ``scale`` 1 a count; no interval where there is none."""
+@dataclass(frozen=True)
+class Unit:
+    """In what a measure is told: its name, that of differences, what it is multiplied by, and decimal places."""
+
+    name: str
+    difference: str
+    scale: float
+    digits: int
+
+
+PERCENT = Unit("%", "points", 100, 1)
+COUNT = Unit("units", "units", 1, 1)
+BITS = Unit("bits", "bits", 1, 3)
+
+
+def percent(estimate: Estimate | None, *, signed: bool = False) -> str:
+    """A fraction as ``87.0 ± 1.2`` (percent or points); without the interval where there is none."""
+    return told_in(PERCENT, estimate, signed=signed)
+
+
+def told_in(unit: Unit, estimate: Estimate | None, *, signed: bool = False) -> str:
+    """An estimate in ``unit``, as :func:`percent` tells fractions."""
     if estimate is None:
         return "not measured"
-    mean = f"{scale * estimate.mean:{'+' if signed else ''}.1f}".replace("-", "−")
+    mean = f"{unit.scale * estimate.mean:{'+' if signed else ''}.{unit.digits}f}".replace("-", "−")
     # A value that rounds to nothing has no sign.
-    mean = mean.lstrip("+−") if mean in ("+0.0", "−0.0") else mean
-    return mean if estimate.half is None else f"{mean} ± {scale * estimate.half:.1f}"
+    mean = mean if mean.strip("+−0.") else mean.lstrip("+−")
+    return mean if estimate.half is None else f"{mean} ± {unit.scale * estimate.half:.{unit.digits}f}"
 
 
 def p_value(p: float | None) -> str:
