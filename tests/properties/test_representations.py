@@ -85,7 +85,7 @@ def test_what_was_mined_is_counted_against_the_known_bias(name, build, tiny):
 
 
 def test_masks_are_told_by_layer_once_there_are_any(build, tiny):
-    method = build("neuron-differentiation", rounds=1)
+    method = build("neuron-differentiation", rounds=1, theta="cross-entropy")
     told = []
     for step in fit(method, tiny, Training(epochs=1, batch_size=16, optimiser="adam", lr=0.01), seed=4):
         told.append((step.stage, method.by_layer()))
@@ -133,7 +133,7 @@ CONFIG = {
     "model": {"name": "small-cnn", "widths": [4, 6]},
     "method": {
         **{"name": "neuron-differentiation", "warm_up_epochs": 1, "mask_epochs": 2, "fine_tune_epochs": 1, "rounds": 1},
-        **{"warm_up_lr": 0.1, "iou_weight": 0.01},
+        **{"warm_up_lr": 0.1, "iou_weight": 0.01, "theta": "cross-entropy"},
     },
     "training": {"epochs": 1, "batch_size": 16, "optimiser": "adam", "lr": 0.01},
     "selection": "last",

@@ -272,8 +272,8 @@ def test_a_new_round_begins_with_theta_where_sub_models_are_apart(build, tiny):
 @pytest.mark.parametrize(
     "how",
     [
-        {},
-        {"fine_tuning": "together", "masks": "random", "theta": "warm-up", "rounds": 1},
+        {"theta": "cross-entropy"},
+        {"fine_tuning": "together", "masks": "random", "rounds": 1},
         {"detection": "epoch-ensemble", "threshold": 0.65, "rounds": 1},
     ],
 )

@@ -1,13 +1,13 @@
 """Neuron differentiation: two masks cut one network into a sub-model of the shortcut, B, and one of the rest, A.
 
 Formula. (1) Warm-up: a student is trained by ``GCE(p) = (1 - p_y^q) / q``. The samples that it gets wrong are D_a, the
-others D_b. (2) A fresh student is trained by cross-entropy; its weights are Theta. (3) A round, up to ``rounds`` times
-or until it moves no sample: with Theta fixed, masks m_a and m_b are learnt by
-``GCE(D_a; Theta m_a) + GCE(D_b; Theta m_b) + iou_weight IoU(m_a, m_b) + size_weight (size m_a + size m_b)``; both
-sub-models are fine-tuned under the hard masks by cross-entropy; what A or B gets wrong is assigned anew. A is trained
-on draws in which a sample of D_a weighs ``(C - 1) / share of D_a``, any other 1; B on D_b alone. C: classes.
-With ``detection: epoch-ensemble`` the warm-up mines D_a as ``dcwp`` does, by ``confidence`` and ``threshold``, as the
-paper does for corrupted CIFAR-10 (0.05 and 0.8) and faces (0.7).
+others D_b. (2) Its weights are Theta, or with ``theta: cross-entropy`` those of a fresh student trained so. (3) A
+round, up to ``rounds`` times or until it moves no sample: with Theta fixed, masks m_a and m_b are learnt by ``GCE(D_a;
+Theta m_a) + GCE(D_b; Theta m_b) + iou_weight IoU(m_a, m_b) + size_weight (size m_a + size m_b)``; both sub-models are
+fine-tuned under the hard masks by cross-entropy; what A or B gets wrong is assigned anew. A is trained on draws in
+which a sample of D_a weighs ``(C - 1) / share of D_a``, any other 1; B on D_b alone. C: classes. With ``detection:
+epoch-ensemble`` the warm-up mines D_a as ``dcwp`` does, by ``confidence`` and ``threshold``, as the paper does for
+corrupted CIFAR-10 (0.05 and 0.8) and faces (0.7).
 
 Source. Niu, Wu, Li, Li & Zhao, Rectifying shortcut learning via cellular differentiation in deep learning neurons,
 equations 4 to 6, algorithm 1 and section 4.1. Lengths are those for coloured MNIST in epochs of its 55,000
@@ -27,8 +27,10 @@ of sums; layers: the mean of the layers' ratios, in which small layers count as 
 0 lost about 6 points. As a ratio it weighs more the fewer weights there are: among a few hundred it empties layers.
 ``size_of`` masks: the expected number of kept weights; the paper's ``lambda sum |theta_i|`` over a mask may also mean
 weights (their absolute sum) or logits (their signed sum, DCWP's code). At the paper's 1e-8 none of them is felt.
-``theta`` cross-entropy: as section 4.1 trains it; warm-up: masks over the warmed-up student, as algorithm 1 reads, and
-the run's own length is then not used.
+``theta`` warm-up: masks over the warmed-up student, as algorithm 1 reads, and the run's own length is then not used;
+cross-entropy: as section 4.1 trains it. The first, chosen on seed 0, was 13.6 ± 6.1 points of shift better than as many
+steps without masks on five fresh seeds of 4,000 digits of which 1 % conflict; on all garments of Fashion-MNIST both
+are alike, and 0.5 to 4 points ahead of no masks, mostly within chance (docs/results).
 ``fine_tuning`` apart: each sub-model on its own copy of Theta, anew in each round, so that the controls below differ
 in their masks alone; together: both losses train one Theta that later rounds go on with (one model all the time, as
 the paper says): no worse. ``fine_tune_lr`` null: ``training.lr``; a tenth of it was worse. ``fine_tune_epochs`` 5 are
@@ -55,8 +57,9 @@ end with.
 
 Supervision. Labels.
 
-Cost. ERM, a warm-up of ``warm_up_epochs``, and per round ``mask_epochs`` and ``fine_tune_epochs`` of about ERM's steps
-and a look at the training data by two networks; memory for three networks and four masks.
+Cost. A warm-up of ``warm_up_epochs``, with ``theta: cross-entropy`` ERM too, and per round ``mask_epochs`` and
+``fine_tune_epochs`` of about ERM's steps and a look at the training data by two networks; memory for three networks and
+four masks.
 """
 
 import math
@@ -112,7 +115,7 @@ class NeuronDifferentiation(Method):
         threshold: float = 0.8,
         warm_up_epochs: int = 9,
         warm_up_lr: float = 0.01,
-        theta: Literal["cross-entropy", "warm-up"] = "cross-entropy",
+        theta: Literal["warm-up", "cross-entropy"] = "warm-up",
         masks: Literal["learned", "random", "none"] = "learned",
         granularity: Granularity = "weights",
         start: float = 0.0,
