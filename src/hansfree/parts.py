@@ -470,6 +470,7 @@ def teacher_config(config: RunConfig) -> RunConfig:
     own = {"teacher", "teacher_input", "explainer", "variant", "title", "not_applicable", "selection"}
     own |= {"transfer", "shots", "shots_seed", "augmentation"}  # a teacher has all data, unless its own section differs
     base = config.model_dump(exclude=own)
+    base["evaluation"]["dissect"] = None  # its layers are the student's
     seed = config.seed if config.teacher.seed == "each" else config.teacher.seed
     changes = {"seed": seed, "variant": "teacher", "method": {"name": "erm"}, **config.teacher.train}
     return parse(RunConfig, merge(base, changes), "teacher.train")

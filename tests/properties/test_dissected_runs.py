@@ -11,7 +11,7 @@ from hansfree.benchmarks.concepts import BenchmarkConcepts
 from hansfree.config import apply_overrides, parse
 from hansfree.errors import UserError
 from hansfree.experiment import check, run
-from hansfree.parts import RunConfig, make_benchmark, make_concepts, read_exported
+from hansfree.parts import RunConfig, make_benchmark, make_concepts, read_exported, teacher_config
 from hansfree.plan import read_suite
 from hansfree.report.detectors import TABLES, detector_table
 from hansfree.report.dissection import FEW_CONCEPTS
@@ -88,6 +88,11 @@ def test_a_suite_compares_detectors_over_seeds(tmp_path):
     text = folder.table("md").read_text(encoding="utf-8")
     assert all(to_markdown(made(results)) in text for made in TABLES)
     assert "## Concept detectors, adjusted" in text
+
+
+def test_a_teacher_of_another_architecture_is_not_dissected():
+    asked = parse(RunConfig, {**CONFIG, "teacher": {"train": {"model": {"name": "small-resnet"}}}})
+    assert teacher_config(asked).evaluation.dissect is None
 
 
 def test_nothing_is_shown_of_runs_that_were_not_dissected():
