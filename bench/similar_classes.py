@@ -14,6 +14,7 @@ from torch import Tensor
 
 from hansfree.config import parse
 from hansfree.core import Benchmark
+from hansfree.errors import unknown
 from hansfree.metrics.class_similarity import NONE, category_entropy
 from hansfree.parts import RunConfig, make_benchmark, read_exported
 from hansfree.report.statistics import compare, estimate
@@ -37,6 +38,9 @@ def main(suite: str, *alike: str) -> None:
     for cell in results["cells"]:
         folder = RunFolder(place.path / cell["folder"])
         benchmark = make_benchmark(parse(RunConfig, read_yaml(folder.config)))
+        for name in alike:
+            if name not in benchmark.classes:
+                raise SystemExit(str(unknown("class", name, benchmark.classes)))
         category = torch.tensor([0 if name in alike else NONE for name in benchmark.classes])
         found.setdefault(cell["variant"], {})[cell["seed"]] = entropy(folder, benchmark, category)
     reference = results["suite"]["reference"]
@@ -48,4 +52,6 @@ def main(suite: str, *alike: str) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 4:
+        raise SystemExit("Name the folder of a suite and at least two classes.")
     main(*sys.argv[1:])

@@ -274,7 +274,7 @@ def test_a_new_round_begins_with_theta_where_sub_models_are_apart(build, tiny):
     [
         {"theta": "cross-entropy"},
         {"fine_tuning": "together", "masks": "random", "rounds": 1},
-        {"detection": "epoch-ensemble", "threshold": 0.65, "rounds": 1},
+        {"theta": "cross-entropy", "detection": "epoch-ensemble", "threshold": 0.65, "rounds": 1},
     ],
 )
 def test_resuming_inside_any_stage_gives_the_same_weights_to_the_bit(how, build, tiny):

@@ -88,9 +88,8 @@ def dissect(
 
     ``name`` is the model's in rows and pictures. Rows of the first quantile and IoU threshold are ``measured_with`` the
     layer; those of others say which, and with ``spell_all`` every row does. The adjusted IoU has thresholds of its own.
-    ``draw_by`` is the IoU by which
-    pictures choose units. ``memory`` bounds the tables of the thresholds, in bytes. ``watch`` is told images done, and
-    all that there are to do.
+    ``draw_by`` is the IoU by which pictures choose units. ``memory`` bounds the tables of the thresholds, in bytes.
+    ``watch`` is told images done, and all that there are to do.
 
     Raises ``UserError`` for an unknown layer, no image, no concept, or a folder that holds something else.
     """

@@ -2,12 +2,12 @@
 
 Formula. (1) Warm-up: a student is trained by ``GCE(p) = (1 - p_y^q) / q``. The samples that it gets wrong are D_a, the
 others D_b. (2) Its weights are Theta, or with ``theta: cross-entropy`` those of a fresh student trained so. (3) A
-round, up to ``rounds`` times or until it moves no sample: with Theta fixed, masks m_a and m_b are learnt by ``GCE(D_a;
-Theta m_a) + GCE(D_b; Theta m_b) + iou_weight IoU(m_a, m_b) + size_weight (size m_a + size m_b)``; both sub-models are
-fine-tuned under the hard masks by cross-entropy; what A or B gets wrong is assigned anew. A is trained on draws in
-which a sample of D_a weighs ``(C - 1) / share of D_a``, any other 1; B on D_b alone. C: classes. With ``detection:
-epoch-ensemble`` the warm-up mines D_a as ``dcwp`` does, by ``confidence`` and ``threshold``, as the paper does for
-corrupted CIFAR-10 (0.05 and 0.8) and faces (0.7).
+round, up to ``rounds`` times or until it moves no sample: with Theta fixed, masks m_a and m_b are learnt by
+``GCE(D_a; Theta m_a) + GCE(D_b; Theta m_b) + iou_weight IoU(m_a, m_b) + size_weight (size m_a + size m_b)``; both
+sub-models are fine-tuned under the hard masks by cross-entropy; what A or B gets wrong is assigned anew. A is trained
+on draws in which a sample of D_a weighs ``(C - 1) / share of D_a``, any other 1; B on D_b alone. C: classes.
+With ``detection: epoch-ensemble`` the warm-up mines D_a as ``dcwp`` does, by ``confidence`` and ``threshold``, as the
+paper does for corrupted CIFAR-10 (0.05 and 0.8) and faces (0.7).
 
 Source. Niu, Wu, Li, Li & Zhao, Rectifying shortcut learning via cellular differentiation in deep learning neurons,
 equations 4 to 6, algorithm 1 and section 4.1. Lengths are those for coloured MNIST in epochs of its 55,000
