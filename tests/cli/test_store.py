@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from hansfree.config import apply_overrides, parse
-from hansfree.experiment import store_warnings, stored_teacher
+from hansfree.experiment import stored_teacher
 from hansfree.models import load_model, save_model
+from hansfree.outcome import store_warnings
 from hansfree.parts import RunConfig
 from hansfree.runs import read_results, read_yaml
 

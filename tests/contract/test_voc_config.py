@@ -9,8 +9,9 @@ import yaml
 from hansfree.config import apply_overrides
 from hansfree.errors import UserError
 from hansfree.evaluation import judge
-from hansfree.experiment import built, make_selection
+from hansfree.experiment import built
 from hansfree.metrics import f1
+from hansfree.outcome import make_selection
 from hansfree.plan import read_suite
 from hansfree.runs import SuiteFolder, read_results
 from hansfree.suite import cells_of, check_variants, run_cell, run_suite

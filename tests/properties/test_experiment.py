@@ -8,7 +8,8 @@ import torch
 from hansfree.checkpoints import Keeper
 from hansfree.config import merge, parse
 from hansfree.errors import UserError
-from hansfree.experiment import flags, run
+from hansfree.experiment import run
+from hansfree.outcome import flags
 from hansfree.parts import RunConfig
 from hansfree.runs import RunFolder
 

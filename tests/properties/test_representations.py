@@ -9,10 +9,11 @@ from torch import nn
 from hansfree import representations as module
 from hansfree.errors import UserError
 from hansfree.evaluation import judge
-from hansfree.experiment import run, shortcut_of
+from hansfree.experiment import run
 from hansfree.measuring import of_mining
 from hansfree.metrics.cka import gram, minibatch_cka
 from hansfree.models import load_model
+from hansfree.outcome import shortcut_of
 from hansfree.parts import RunConfig
 from hansfree.representations import check_pictures, placed, representations, seen
 from hansfree.runs import read_results

@@ -33,10 +33,10 @@ from hansfree.benchmarks.concepts import BenchmarkConcepts, Concepts
 from hansfree.core import Benchmark, Classifier, Predictions
 from hansfree.errors import UserError
 from hansfree.evaluation import logits_on
-from hansfree.experiment import intervals_of
 from hansfree.explaining import chosen_device
 from hansfree.measuring import Measurement
 from hansfree.metrics.class_similarity import category_of
+from hansfree.outcome import intervals_of
 from hansfree.report.audit import write_audit_page
 from hansfree.runs import SCHEMA, RunFolder, atomic_path, is_empty, read_json, sole_writer, write_json
 from hansfree.store.identity import digest_of_model
