@@ -67,7 +67,7 @@ def of_words(
 
     In each tier too, where the split has some.
     """
-    rows = sample(len(split), samples)
+    rows = _short_first(split, sample(len(split), samples))
     signs = torch.tensor(class_signs, device=device)
     models = {"student": student} | ({"teacher": teacher.model} if isinstance(teacher, LiveTeacher) else {})
     batches = [split.batch(index).to(device) for index in rows.split(batch_size)]
@@ -85,6 +85,12 @@ def of_words(
     for tier, members in split.tiers.items():
         found += _measured(read, alike, torch.isin(rows, members), name, measured_with, tier)
     return found
+
+
+def _short_first(split: Split, rows: Tensor) -> Tensor:
+    """The same samples by the length of their texts, so that batches hold little padding."""
+    tokens, _ = _of_texts(split.batch(rows))
+    return rows[tokens.mask.sum(1).argsort(stable=True)]
 
 
 def _measured(
