@@ -450,6 +450,25 @@ def test_without_a_shortcut_accuracy_and_agreement_are_shown(tmp_path: Path):
     assert any(label.startswith("ERM: accuracy 99.0") and "agreement 99.0" in label for label in told)
 
 
+@pytest.mark.parametrize(
+    "ratio, told, heading",
+    [
+        (None, "Product reviews, editorials and tweets.", "What the shift costs"),
+        (0.9, "The planted word is another class's.", "What the shortcut costs"),
+    ],
+)
+def test_what_is_said_of_texts_is_true_of_them(ratio: float | None, told: str, heading: str, tmp_path: Path):
+    suite = make_suite(tmp_path / "suite")
+    results = read_json(suite.results)
+    results["config"]["base"]["benchmark"] = {"name": "film-reviews"}
+    results["config"]["base"]["model"] = {"name": "hf-text/minilm"}
+    results["data"] = {**results["data"], "name": "film-reviews", "options": {"trigger_ratio": ratio}}
+    write_json(suite.results, results)
+    elements = Elements(build_report(suite.path).read_text())
+    assert told in elements.text and heading in elements.text and "learn from texts" in elements.text
+    assert ("without a planted shortcut" in elements.text) == (ratio is None)
+
+
 def test_tiers_have_a_table_of_their_own(tmp_path: Path):
     suite = make_suite(tmp_path / "suite")
     results = read_json(suite.results)

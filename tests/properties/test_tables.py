@@ -24,6 +24,8 @@ from hansfree.report.tables import (
     paper_form,
     side_by_side,
     similarity_table,
+    trigger_table,
+    word_table,
 )
 from hansfree.report.wording import percent, supervision
 
@@ -332,6 +334,21 @@ def test_entropies_are_told_in_bits():
         column.title for column in table.columns
     }
     assert similarity_table(results()) is None
+
+
+def test_words_and_planted_words_have_tables_of_the_first_explainer():
+    found = results()
+    for explainer, value in (("integrated-gradients", 0.8), ("gradient", 0.1)):
+        for metric in ("word_auroc", "word_auroc_all", "trigger_share"):
+            own = row("erm", 0, value, split="shift", metric=metric)
+            found["rows"].append({**own, "measured_with": explainer})
+    words, planted = word_table(found), trigger_table(found)
+    assert words is not None and planted is not None
+    assert [column.key for column in words.columns if column.parts] == ["shift_word_auroc", "words_difference"]
+    assert texts(words, "erm")["shift_word_auroc"].startswith("80.0")
+    assert texts(planted, "erm")["shift_trigger_share"].startswith("80.0")
+    assert "integrated-gradients" in words.notes[0]
+    assert word_table(results()) is None and trigger_table(results()) is None
 
 
 def test_the_paper_s_form_has_its_columns_and_the_teacher_last():

@@ -20,8 +20,15 @@ COLOUR_MEANING = {
     "shift": "Each class in another class's colour.",
 }
 PLAIN_MEANING = {"iid": "Images that training never showed."}
+TEXT_MEANING = {"iid": "Texts that training never showed."}
+OTHER_DOMAINS = {"iid": "Film reviews that training never showed.", "shift": "Product reviews, editorials and tweets."}
+PLANTED_WORD = {
+    "iid": "The planted word goes with the class as often as in training.",
+    "ood": "No word is planted.",
+    "shift": "The planted word is another class's.",
+}
 SEEN_BY_TEACHER = {
-    "input": "sees the student's own images",
+    "input": "sees what the student sees",
     "clean": "sees the unbiased twins of the images",
     "noise": "sees noise in place of the images' background",
     "mean": "sees each image's mean colour in place of its background",
@@ -38,27 +45,36 @@ def flat_config(config: Section) -> dict[str, Any]:
 
 def meanings(config: Section, data: Section) -> Mapping[str, str]:
     """What each test split asks, in the words of the benchmark."""
-    if not _has_shortcut(data):
-        return PLAIN_MEANING
-    named = (config.get("benchmark") or {}).get("name") or data.get("name")
-    return COLOUR_MEANING if named == "coloured-digits" else SPLIT_MEANING
+    named = str((config.get("benchmark") or {}).get("name") or data.get("name"))
+    if not has_shortcut(data):
+        return OTHER_DOMAINS if named == "film-reviews" else TEXT_MEANING if _of_texts(config) else PLAIN_MEANING
+    return {"coloured-digits": COLOUR_MEANING, "film-reviews": PLANTED_WORD}.get(named, SPLIT_MEANING)
 
 
-def _has_shortcut(data: Section) -> bool:
+def has_shortcut(data: Section) -> bool:
     """Whether a test split has one that is new or misleads; where the splits are not recorded, whether it may."""
+    if data.get("name") == "film-reviews":
+        return (data.get("options") or {}).get("trigger_ratio") is not None
     return {"iid", "ood", "shift"} & set(data.get("splits") or {}) != {"iid"}
+
+
+def _of_texts(config: Section) -> bool:
+    return str((config.get("model") or {}).get("name")).startswith("hf-text/")
 
 
 def story(config: Section, data: Section, *, several: bool) -> str:
     """What was asked of the students, in a sentence or three."""
     who, they = ("The students learn", "They are") if several else ("The student learns", "It is")
-    if not _has_shortcut(data):
-        return f"{who} from images without a planted shortcut. {they} then tested on images that training never showed."
-    shortcut = "a shortcut, the colour," if meanings(config, data) is COLOUR_MEANING else "a shortcut"
+    seen, means = "texts" if _of_texts(config) else "images", meanings(config, data)
+    if not has_shortcut(data):
+        elsewhere = " and on others" if "shift" in means else ""
+        tested = f"{they} then tested on {seen} that training never showed{elsewhere}."
+        return f"{who} from {seen} without a planted shortcut. {tested}"
+    shortcut = "a shortcut, the colour," if means is COLOUR_MEANING else "a shortcut"
     share = _aligned_share(data)
     often = "" if share in (None, 1) else f" in {100 * share:.4g} % of the cases"
     return (
-        f"{who} from images in which {shortcut} gives the class away{often}. {they} then tested where it still "
+        f"{who} from {seen} in which {shortcut} gives the class away{often}. {they} then tested where it still "
         "does, where it takes values never seen, and where it misleads. "
         "A model that is right for the right reasons does equally well in all three."
     )

@@ -13,7 +13,16 @@ from hansfree.report import charts, detectors, notices, sub_models, tables
 from hansfree.report.bands import band_lines
 from hansfree.report.curves import panels
 from hansfree.report.dissection import best_units
-from hansfree.report.facts import as_yaml, facts_of, flat_config, meanings, plain_text, story, without_empty
+from hansfree.report.facts import (
+    as_yaml,
+    facts_of,
+    flat_config,
+    has_shortcut,
+    meanings,
+    plain_text,
+    story,
+    without_empty,
+)
 from hansfree.report.heatmaps import Heatmaps, MapGrid, Strip, Tile, read_heatmaps
 from hansfree.report.notices import Notice
 from hansfree.report.representations import Representations
@@ -91,6 +100,11 @@ class Page:
     def story(self) -> str:
         """What was asked of the students, in a sentence or three."""
         return story(self.config, self.data, several=self.is_suite)
+
+    @property
+    def has_shortcut(self) -> bool:
+        """Whether a test split has a shortcut that is new or misleads."""
+        return has_shortcut(self.data)
 
     @property
     def facts(self) -> list[tuple[str, str]]:

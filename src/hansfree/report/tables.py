@@ -42,6 +42,17 @@ BAND_METRICS = {
 }
 """Measures of maps against a truth of three bands, and what a reader calls them."""
 
+WORD_METRICS = {
+    "word_auroc": "AUROC",
+    "word_auprc": "AUPRC",
+    "word_sign_acc": "right signs",
+    "word_base_rate": "AUPRC by chance",
+}
+"""Measures of attributions of words against what people say of them, and what a reader calls them."""
+
+TRIGGER_METRICS = {"trigger_share": "share"}
+"""How much of the attribution is at the planted word, and what a reader calls it."""
+
 SIMILARITY_METRICS = {
     "entropy_category": "within the category",
     "entropy_entire": "over all classes",
@@ -185,6 +196,16 @@ def band_table(results: Section, variants: Iterable[str] | None = None) -> Table
     return _of_maps(results, variants, "Explanations in five bands", "bands", BAND_METRICS, _BANDS)
 
 
+def word_table(results: Section, variants: Iterable[str] | None = None) -> Table | None:
+    """Attributions of rated words on each split; None where none were measured. Of the first explainer."""
+    return _of_maps(results, variants, "Words against what people say", "words", WORD_METRICS, _WORDS_OF_PEOPLE)
+
+
+def trigger_table(results: Section, variants: Iterable[str] | None = None) -> Table | None:
+    """The share of attributions at the planted word on each split; None without one. Of the first explainer."""
+    return _of_maps(results, variants, "Attribution of the planted word", "trigger", TRIGGER_METRICS, _TRIGGER)
+
+
 def similarity_table(results: Section, variants: Iterable[str] | None = None) -> Table | None:
     """Entropies within categories of classes, and over all classes, on each split; None without categories."""
     title = "Similarity of classes"
@@ -208,7 +229,7 @@ def _of_maps(
 
 FURTHER = (
     *(group_table, alignment_table, tier_table, agreement_table, ranking_table),
-    *(localisation_table, band_table, similarity_table),
+    *(localisation_table, band_table, word_table, trigger_table, similarity_table),
 )
 """What is compared beside the headline, in order; each is None where there is nothing to compare."""
 
@@ -284,6 +305,13 @@ _SIMILARITY = (
     "of the sample's class, the more it says that these classes are alike. Softmax twice is what the published numbers "
     "fit."
 )
+
+_WORDS_OF_PEOPLE = (
+    "Of the words that people rated, in sentences that the model gets right: how well attributions for the class rank "
+    "those that should speak for it above those that should not, and how many have the right sign."
+)
+
+_TRIGGER = "The planted word's part of the sizes of all attributions of a sentence; that of one word of n alike is 1/n."
 
 _BANDS = (
     "Maps against a truth that tells nothing, object and distinguishing feature apart. Pixels, recall, precision and "
