@@ -113,6 +113,18 @@ def test_gradient_x_input_agrees_with_captum():
     torch.testing.assert_close(GradientXInput()(model, texts, TARGET).map.detach(), expected.detach() * texts.mask)
 
 
+def test_gradient_x_word_embedding_is_that_of_position_and_type_turned():
+    """The norm of their sum does not see how long it is: what docs/how-to/explain-text.md warns of."""
+    model, texts = network(), tokens()
+    embeddings = model.network.base_model.embeddings
+    length = texts.ids.shape[1]
+    rest = embeddings.position_embeddings.weight[:length] + embeddings.token_type_embeddings.weight[0]
+    turned = -(gradients_at(model, texts, TARGET) * rest).sum(-1)
+    map = GradientXInput()(model, texts, TARGET).map
+    torch.testing.assert_close(map, turned, atol=1e-8, rtol=1e-8)
+    assert map.abs().max() > 1e-3
+
+
 @pytest.mark.parametrize("baseline", ["pad", "mask"])
 @pytest.mark.parametrize("kind", ["bert", "distilbert"])
 def test_integrated_gradients_agree_with_captum(kind, baseline):
