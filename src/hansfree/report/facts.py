@@ -221,6 +221,8 @@ def _teacher_text(teacher: Any, config: Section) -> str:
         return str(teacher)
     recipe = teacher.get("train") or {}
     model = recipe.get("model") or teacher.get("model")
+    if isinstance(model, Mapping) and "name" not in model:
+        model = without_empty({**(config.get("model") or {}), **model})
     parts = [_section_text(model) if model else plain_text(teacher.get("path") or "")]
     if recipe:
         changes = ", ".join(f"{key} {plain_text(value)}" for key, value in recipe.items() if key != "model")
