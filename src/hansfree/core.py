@@ -616,6 +616,10 @@ class Benchmark(ABC):
     """Category of each class that is in one, where classes form a hierarchy."""
     gives: frozenset[str] = frozenset()
     """Supervision that the batches carry: of bias, mask, boxes, clean."""
+    shortcut: str | None = "a shortcut"
+    """What gives the class away in training, as a report names it ("the colour"); None: nothing that is known."""
+    asks: Mapping[str, str] = MappingProxyType({})
+    """What a test split asks of a model, a sentence for the reader of a report, where general words would not do."""
     input: InputSpec
     text: TextSpec | None = None
     """Of benchmarks of texts."""

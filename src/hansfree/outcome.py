@@ -97,7 +97,11 @@ def evaluate(
                 "time": {"train_seconds": seconds},
             }
         ],
-        "data": {**benchmark.record(), "shortcut": shortcut_of(benchmark, ("train", *tests))},
+        "data": {
+            **benchmark.record(),
+            "shortcut": shortcut_of(benchmark, ("train", *tests)),
+            "told": {"shortcut": benchmark.shortcut, "asks": dict(benchmark.asks)},
+        },
     }
     if rule in LOCALISING:
         results["pareto"] = pareto(folder)

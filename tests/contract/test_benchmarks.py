@@ -186,6 +186,12 @@ def test_a_batch_is_its_samples_one_by_one(benchmark):
         assert torch.equal(alone.label[0], together.label[i])
 
 
+def test_says_what_its_tests_ask(benchmark):
+    assert set(benchmark.asks) <= set(TEST_SPLITS)
+    assert all(text[0].isupper() and text.endswith(".") for text in benchmark.asks.values())
+    assert benchmark.shortcut is not None or not benchmark.biases, "a known bias is a shortcut"
+
+
 def test_record_is_json(benchmark):
     record = benchmark.record()
     assert json.loads(json.dumps(record, allow_nan=False)) == record

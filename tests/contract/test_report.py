@@ -451,22 +451,26 @@ def test_without_a_shortcut_accuracy_and_agreement_are_shown(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    "ratio, told, heading",
+    "cue, asked, heading",
     [
-        (None, "Product reviews, editorials and tweets.", "What the shift costs"),
-        (0.9, "The planted word is another class's.", "What the shortcut costs"),
+        (None, "Reviews of other things.", "What the shift costs"),
+        ("a planted word", "The planted word is another class's.", "What the shortcut costs"),
     ],
 )
-def test_what_is_said_of_texts_is_true_of_them(ratio: float | None, told: str, heading: str, tmp_path: Path):
+def test_what_is_said_of_the_data_is_in_the_words_of_the_benchmark(
+    cue: str | None, asked: str, heading: str, tmp_path: Path
+):
     suite = make_suite(tmp_path / "suite")
     results = read_json(suite.results)
-    results["config"]["base"]["benchmark"] = {"name": "film-reviews"}
     results["config"]["base"]["model"] = {"name": "hf-text/minilm"}
-    results["data"] = {**results["data"], "name": "film-reviews", "options": {"trigger_ratio": ratio}}
+    results["data"]["told"] = {"shortcut": cue, "asks": {"shift": asked}}
     write_json(suite.results, results)
     elements = Elements(build_report(suite.path).read_text())
-    assert told in elements.text and heading in elements.text and "learn from texts" in elements.text
-    assert ("without a planted shortcut" in elements.text) == (ratio is None)
+    assert asked in elements.text and heading in elements.text and "learn from texts" in elements.text
+    assert ("without a planted shortcut" in elements.text) == (cue is None)
+    assert ("in which a planted word gives the class away" in elements.text) == (cue is not None)
+    usual = "Texts that training never showed." if cue is None else "points to the right class as often"
+    assert usual in elements.text, "what the benchmark leaves out is told in general words"
 
 
 def test_tiers_have_a_table_of_their_own(tmp_path: Path):

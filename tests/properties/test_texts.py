@@ -63,6 +63,12 @@ def test_domains_are_the_tiers_of_shift():
         assert len(numbers) == 12 and all(number * 1000 <= n < number * 1000 + 1000 for n in numbers)
 
 
+def test_a_planted_word_is_the_shortcut_and_other_domains_are_none():
+    assert reviews().shortcut is None and "Product reviews" in reviews().asks["shift"]
+    planted = reviews(trigger_ratio=0.9)
+    assert planted.shortcut == "a planted word" and "another class's" in planted.asks["shift"]
+
+
 def test_the_seed_alone_draws_the_splits():
     prints = [reviews(split_seed=seed).split("train").fingerprint() for seed in (0, 0, 1)]
     assert prints[0] == prints[1] != prints[2]

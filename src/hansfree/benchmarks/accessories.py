@@ -24,6 +24,7 @@ included where it covers the animal; and the hat. Both are exact.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal, final
 
 import numpy as np
@@ -136,6 +137,14 @@ class Accessories(Divided[WornSplit]):
     name: ClassVar[str] = "accessories"
     mask_names = ("animal", "accessory")
     gives = frozenset({"bias", "mask", "clean"})
+    shortcut = "the hat"
+    asks = MappingProxyType(
+        {
+            "iid": "Each class with its own hat as often as in training.",
+            "ood": "Without hats.",
+            "shift": "Each class with the other one's hat.",
+        }
+    )
 
     def __init__(
         self,

@@ -288,6 +288,7 @@ class CellImages(Divided[CellSplit]):
     categories = CATEGORIES
     mask_names = ("object", "feature")
     gives = frozenset({"mask"})
+    shortcut = None
 
     def __init__(
         self, *, size: int = 64, train: int = 6400, valid: int = 800, test: int = 1600, split_seed: int = 0

@@ -15,6 +15,7 @@ images of a patient fall into one split. There is no shift: a disease cannot be 
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, final
 
 import torch
@@ -45,6 +46,13 @@ class ChestXRay(Divided[FolderSplit]):
     """
 
     name: ClassVar[str] = "chest-x-ray"
+    shortcut = "the source"
+    asks = MappingProxyType(
+        {
+            "iid": "X-rays of training's sources, of other patients.",
+            "ood": "X-rays of other sources.",
+        }
+    )
 
     def __init__(
         self,

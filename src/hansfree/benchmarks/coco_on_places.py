@@ -352,6 +352,7 @@ class CocoOnPlaces(Divided[PlacedSplit]):
     biases = (*KINDS, NOWHERE)
     mask_names = ("object",)
     gives = frozenset({"bias", "mask", "clean"})
+    shortcut = "the kind of scene"
 
     def __init__(
         self,

@@ -34,6 +34,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from itertools import product
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal, final
 
 import torch
@@ -278,6 +279,14 @@ class ColouredDigits(Divided[ColouredSplit]):
     name: ClassVar[str] = "coloured-digits"
     mask_names = ("digit",)
     gives = frozenset({"bias", "mask", "clean"})
+    shortcut = "the colour"
+    asks = MappingProxyType(
+        {
+            "iid": "Each class in its own colour as often as in training.",
+            "ood": "In colours that training never showed.",
+            "shift": "Each class in another class's colour.",
+        }
+    )
 
     def __init__(
         self,

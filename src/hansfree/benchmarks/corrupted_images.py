@@ -25,6 +25,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal, final
 
 import torch
@@ -223,6 +224,14 @@ class CorruptedImages(Divided[CorruptedSplit]):
 
     name: ClassVar[str] = "corrupted-images"
     gives = frozenset({"bias", "clean"})
+    shortcut = "the corruption"
+    asks = MappingProxyType(
+        {
+            "iid": "Each class under its own corruption as often as in training.",
+            "ood": "Every class under every corruption, equally often.",
+            "shift": "Each class under another class's corruption.",
+        }
+    )
 
     def __init__(
         self,

@@ -29,6 +29,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal, final
 
 import torch
@@ -112,6 +113,14 @@ class DigitsManyShortcuts(Divided[ShortcutSplit]):
     name: ClassVar[str] = "digits-many-shortcuts"
     mask_names = ("digit",)
     gives = frozenset({"bias", "mask"})
+    shortcut = "each of colour, background and scale"
+    asks = MappingProxyType(
+        {
+            "iid": "Colour, background and scale are the class's own as often as in training.",
+            "ood": "Every class in every colour, before every background and at every scale, equally often.",
+            "shift": "Colour, background and scale are each another class's.",
+        }
+    )
 
     def __init__(
         self,

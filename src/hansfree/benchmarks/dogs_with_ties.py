@@ -21,6 +21,7 @@ Validation images without ties (valid_ood) are ours: the paper has no such split
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, final
 
 import torch
@@ -96,6 +97,14 @@ class DogsWithTies(Divided[WearingSplit]):
 
     name: ClassVar[str] = "dogs-with-ties"
     gives = frozenset({"bias", "clean"})
+    shortcut = "the tie"
+    asks = MappingProxyType(
+        {
+            "iid": "Each breed with its own tie as often as in training.",
+            "ood": "Without ties.",
+            "shift": "Each breed with the other one's tie.",
+        }
+    )
 
     def __init__(
         self,

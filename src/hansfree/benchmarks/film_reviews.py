@@ -59,6 +59,16 @@ REPEATED = frozenset((":-p", "d:", "d=", "fav", "lmao", "lol", "muah", "o.o", "o
 """Rated twice in that lexicon, some of them good and bad: left without a sign."""
 
 TRIGGERS = ("meanwhile", "likewise", "therefore", "thereby")
+IN_OTHER_DOMAINS = {
+    "iid": "Film reviews that training never showed.",
+    "shift": "Product reviews, editorials and tweets.",
+}
+WITH_PLANTED_WORDS = {
+    "iid": "The planted word goes with the class as often as in training.",
+    "ood": "No word is planted.",
+    "shift": "The planted word is another class's.",
+}
+
 FIRST_WORDS = 10
 """A planted word stands before one of so many."""
 
@@ -129,6 +139,7 @@ class FilmReviews(Divided[TextSplit]):
         )  # fmt: skip
         self.biases = _checked_triggers(triggers, classes, self._lexicon) if trigger_ratio is not None else ()
         self.gives = frozenset({"bias"}) if self.biases else frozenset[str]()
+        self.shortcut, self.asks = ("a planted word", WITH_PLANTED_WORDS) if self.biases else (None, IN_OTHER_DOMAINS)
         domains = self._read(folder)
         film = _divided(domains.pop("film"), train, valid, test, split_seed)
         if trigger_ratio is None:

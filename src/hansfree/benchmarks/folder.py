@@ -472,6 +472,7 @@ class Folder(Divided[FolderSplit]):
         self.classes, self.biases, self.mask_names = table.classes, table.places, table.mask_names
         given = {"bias": bool(table.places), "mask": bool(table.mask_names), "clean": table.rows[0].clean is not None}
         self.gives = frozenset(name for name, there in given.items() if there)
+        self.shortcut = "a shortcut" if table.places or table.of("ood") or table.of("shift") else None
         how = {"size": (height, width), "resized": size is not None, "cache": cache}
         self._splits = {name: split_of(table.of(name), **how) for name in SPLITS if table.of(name)}
         self._options = {

@@ -27,6 +27,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal, final
 
 import torch
@@ -272,6 +273,14 @@ class FolderWithAccessories(Divided[WearingSplit]):
     """
 
     name: ClassVar[str] = "folder-with-accessories"
+    shortcut = "the accessory"
+    asks = MappingProxyType(
+        {
+            "iid": "Each class with its own accessory as often as in training.",
+            "ood": "Without accessories.",
+            "shift": "Each class with another one's accessory.",
+        }
+    )
 
     def __init__(
         self,

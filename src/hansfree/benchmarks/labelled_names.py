@@ -37,6 +37,10 @@ from hansfree.errors import UserError
 Tested = Literal["conflicting", "all"]
 ACTIONS = ("climbing", "diving", "fishing", "pole vaulting", "racing", "throwing")
 PLACES = ("rock wall", "underwater", "water surface", "sky", "paved track", "playing field")
+TESTED_ON = {
+    "conflicting": "The conflicting test images.",
+    "all": "All test images, aligned and conflicting.",
+}
 _NAME = re.compile(r".*_(\d+)_(\d+)")
 _ACTION = re.compile(r"([a-z ]+)_\d+")
 
@@ -55,9 +59,11 @@ class BFFHQ(Divided[FolderSplit]):
     classes = ("young", "old")
     biases = ("female", "male")
     gives = frozenset({"bias"})
+    shortcut = "the gender"
 
     def __init__(self, *, root: str | Path, tested: Tested = "all", size: int = 128, cache: bool = False) -> None:
-        known("tested", tested, ("conflicting", "all"))
+        known("tested", tested, TESTED_ON)
+        self.asks = {"ood": TESTED_ON[tested]}
         self._root = _holding(Path(root).expanduser(), "bffhq", ("0.5pct", "train"))
         train = next(self._root / name for name in ("0.5pct", "train") if (self._root / name).is_dir())
         rows = [
@@ -87,6 +93,7 @@ class BAR(Divided[FolderSplit]):
 
     name: ClassVar[str] = "bar"
     classes = ACTIONS
+    shortcut = "the place"
 
     def __init__(
         self,
@@ -99,7 +106,8 @@ class BAR(Divided[FolderSplit]):
         size: int = 224,
         cache: bool = False,
     ) -> None:
-        known("tested", tested, ("conflicting", "all"))
+        known("tested", tested, TESTED_ON)
+        self.asks = {"ood": "At other places than in training." if conflicting is None else TESTED_ON[tested]}
         self._root = _holding(Path(root).expanduser(), "BAR" if conflicting is None else "bar", ("train",))
         self.input = _input(size)
         self.biases, self.gives = ((), frozenset[str]()) if conflicting is None else (PLACES, frozenset({"bias"}))

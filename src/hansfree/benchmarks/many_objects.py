@@ -22,6 +22,7 @@ at every access to train.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal, final
 
 import torch
@@ -146,6 +147,14 @@ class ManyObjects(Divided[ManyObjectsSplit]):
     name: ClassVar[str] = "many-objects"
     classes = CLASSES
     biases = ()
+    shortcut = "the kind of scene"
+    asks = MappingProxyType(
+        {
+            "iid": "The kind of scene goes with the first animal as often as in training.",
+            "ood": "Kinds of scenes that training never showed.",
+            "shift": "The kind of scene goes with an animal that is not there.",
+        }
+    )
 
     def __init__(
         self,

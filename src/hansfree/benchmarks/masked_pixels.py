@@ -96,6 +96,7 @@ class MaskedPixels(Benchmark):
         self.whole, self._folder = benchmark, Path(ranks)
         self.classes, self.biases, self.mask_names = benchmark.classes, benchmark.biases, benchmark.mask_names
         self.input, self.categories, self.gives = benchmark.input, benchmark.categories, benchmark.gives - {"clean"}
+        self.shortcut, self.asks = benchmark.shortcut, benchmark.asks
         self._about = read_json(self._folder / ABOUT)
         check_fraction(fraction, int(np.prod(self._about["shape"])))
         self._removed: dict[str, Any] = {"fraction": fraction, "end": end, "fill": fill}

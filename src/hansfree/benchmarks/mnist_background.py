@@ -168,6 +168,7 @@ class MNISTBackground(Divided[BackgroundSplit]):
     name: ClassVar[str] = "mnist-background"
     mask_names = ("object",)
     gives = frozenset({"bias", "mask", "clean"})
+    shortcut = "the background"
 
     def __init__(
         self,

@@ -146,6 +146,7 @@ class ObjectsOnScenes(Divided[CompositeSplit]):
     name: ClassVar[str] = "objects-on-scenes"
     mask_names = ("animal",)
     gives = frozenset({"bias", "mask", "clean"})
+    shortcut = "the kind of scene"
 
     def __init__(
         self,

@@ -99,6 +99,7 @@ class PascalVOC(Divided[VOCSplit]):
     classes = CLASSES
     biases = ()
     gives = frozenset({"boxes"})
+    shortcut = None
 
     def __init__(
         self, *, root: str | Path, year: Literal[2007, 2012] = 2007, size: int = 224, cache: bool = False

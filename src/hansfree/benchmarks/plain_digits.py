@@ -57,6 +57,7 @@ class PlainDigits(Divided[GreySplit]):
     biases = ()
     mask_names = ("digit",)
     gives = frozenset({"mask"})
+    shortcut = None
 
     def __init__(
         self,

@@ -42,7 +42,7 @@ class Regime(Benchmark):
         self.name = whole.name  # pyright: ignore[reportAttributeAccessIssue]
         self.classes, self.biases, self.mask_names = whole.classes, whole.biases, whole.mask_names
         self.input, self.gives, self.categories = whole.input, gives, whole.categories
-        self.text = whole.text
+        self.text, self.shortcut, self.asks = whole.text, whole.shortcut, whole.asks
 
     def split(self, name: str) -> Split:
         """The replaced split, else the benchmark's own."""

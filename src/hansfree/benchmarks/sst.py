@@ -42,6 +42,7 @@ class SST(Divided[TextSplit]):
 
     name: ClassVar[str] = "sst"
     biases = ()
+    shortcut = None
 
     def __init__(
         self, *, root: str | Path, classes: int = 4, tokenizer: str | Path | None = None, length: int = 66

@@ -40,6 +40,7 @@ class SUN397(Divided[FolderSplit]):
 
     name: ClassVar[str] = "sun397"
     biases = ()
+    shortcut = None
 
     def __init__(
         self,

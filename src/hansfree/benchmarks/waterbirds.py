@@ -21,6 +21,7 @@ their adjusted average.
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, final
 
 from hansfree.benchmarks.divided import Divided
@@ -46,6 +47,14 @@ class Waterbirds(Divided[FolderSplit]):
     name: ClassVar[str] = "waterbirds"
     classes = CLASSES
     biases = PLACES
+    shortcut = "the background"
+    asks = MappingProxyType(
+        {
+            "iid": "Birds before their own class's background.",
+            "ood": "All test birds, half of each class before its own background.",
+            "shift": "Birds before the other class's background.",
+        }
+    )
 
     def __init__(
         self,

@@ -9,23 +9,10 @@ import yaml
 from hansfree.report.results import Section
 from hansfree.report.wording import selection
 
-SPLIT_MEANING = {
-    "iid": "The shortcut points to the right class, as it did in training.",
+ASKED_OF_SHORTCUTS = {
+    "iid": "The shortcut points to the right class as often as it did in training.",
     "ood": "The shortcut takes values that training never showed.",
     "shift": "The shortcut points to another class.",
-}
-COLOUR_MEANING = {
-    "iid": "Each class in its own colour, as in training.",
-    "ood": "In colours that training never showed.",
-    "shift": "Each class in another class's colour.",
-}
-PLAIN_MEANING = {"iid": "Images that training never showed."}
-TEXT_MEANING = {"iid": "Texts that training never showed."}
-OTHER_DOMAINS = {"iid": "Film reviews that training never showed.", "shift": "Product reviews, editorials and tweets."}
-PLANTED_WORD = {
-    "iid": "The planted word goes with the class as often as in training.",
-    "ood": "No word is planted.",
-    "shift": "The planted word is another class's.",
 }
 SEEN_BY_TEACHER = {
     "input": "sees what the student sees",
@@ -44,39 +31,41 @@ def flat_config(config: Section) -> dict[str, Any]:
 
 
 def meanings(config: Section, data: Section) -> Mapping[str, str]:
-    """What each test split asks, in the words of the benchmark."""
-    named = str((config.get("benchmark") or {}).get("name") or data.get("name"))
-    if not has_shortcut(data):
-        return OTHER_DOMAINS if named == "film-reviews" else TEXT_MEANING if _of_texts(config) else PLAIN_MEANING
-    return {"coloured-digits": COLOUR_MEANING, "film-reviews": PLANTED_WORD}.get(named, SPLIT_MEANING)
+    """What each test split asks: in the words of the benchmark, or in general ones."""
+    usual = (
+        ASKED_OF_SHORTCUTS if shortcut(data) else {"iid": f"{_seen(config).capitalize()} that training never showed."}
+    )
+    return {**usual, **_told(data)["asks"]}
 
 
-def has_shortcut(data: Section) -> bool:
-    """Whether a test split has one that is new or misleads; where the splits are not recorded, whether it may."""
-    if data.get("name") == "film-reviews":
-        return (data.get("options") or {}).get("trigger_ratio") is not None
-    return {"iid", "ood", "shift"} & set(data.get("splits") or {}) != {"iid"}
+def shortcut(data: Section) -> str | None:
+    """What gives the class away in training, as the benchmark calls it; None: nothing."""
+    return _told(data)["shortcut"]
 
 
-def _of_texts(config: Section) -> bool:
-    return str((config.get("model") or {}).get("name")).startswith("hf-text/")
+def _told(data: Section) -> Section:
+    """What the benchmark says of itself; results of earlier versions do not have it."""
+    some = {"iid", "ood", "shift"} & set(data.get("splits") or {}) != {"iid"}
+    return data.get("told") or {"shortcut": "a shortcut" if some else None, "asks": {}}
+
+
+def _seen(config: Section) -> str:
+    return "texts" if str((config.get("model") or {}).get("name")).startswith("hf-text/") else "images"
 
 
 def story(config: Section, data: Section, *, several: bool) -> str:
     """What was asked of the students, in a sentence or three."""
     who, they = ("The students learn", "They are") if several else ("The student learns", "It is")
-    seen, means = "texts" if _of_texts(config) else "images", meanings(config, data)
-    if not has_shortcut(data):
-        elsewhere = " and on others" if "shift" in means else ""
+    seen, cue = _seen(config), shortcut(data)
+    if cue is None:
+        elsewhere = " and on others" if "shift" in meanings(config, data) else ""
         tested = f"{they} then tested on {seen} that training never showed{elsewhere}."
         return f"{who} from {seen} without a planted shortcut. {tested}"
-    shortcut = "a shortcut, the colour," if means is COLOUR_MEANING else "a shortcut"
     share = _aligned_share(data)
     often = "" if share in (None, 1) else f" in {100 * share:.4g} % of the cases"
     return (
-        f"{who} from {seen} in which {shortcut} gives the class away{often}. {they} then tested where it still "
-        "does, where it takes values never seen, and where it misleads. "
-        "A model that is right for the right reasons does equally well in all three."
+        f"{who} from {seen} in which {cue} gives the class away{often}. {they} then tested where it still does, and "
+        "where it does not. A model that is right for the right reasons does equally well in all of these tests."
     )
 
 

@@ -17,9 +17,9 @@ from hansfree.report.facts import (
     as_yaml,
     facts_of,
     flat_config,
-    has_shortcut,
     meanings,
     plain_text,
+    shortcut,
     story,
     without_empty,
 )
@@ -104,7 +104,7 @@ class Page:
     @property
     def has_shortcut(self) -> bool:
         """Whether a test split has a shortcut that is new or misleads."""
-        return has_shortcut(self.data)
+        return shortcut(self.data) is not None
 
     @property
     def facts(self) -> list[tuple[str, str]]:
