@@ -450,6 +450,16 @@ def test_without_a_shortcut_accuracy_and_agreement_are_shown(tmp_path: Path):
     assert any(label.startswith("ERM: accuracy 99.0") and "agreement 99.0" in label for label in told)
 
 
+def test_a_shortcut_that_tells_nothing_in_training_is_not_said_to_give_the_class_away(tmp_path: Path):
+    suite = make_suite(tmp_path / "suite")
+    results = read_json(suite.results)
+    results["data"]["told"] = {"shortcut": "the colour", "asks": {}}
+    for power, told in ((0.004, "the colour tells nothing of the class"), (0.006, "the colour gives the class away")):
+        results["data"]["shortcut"] = {"train": {"size": 20, "conflicting": 18, "predictive_power": power}}
+        write_json(suite.results, results)
+        assert f"in which {told}" in Elements(build_report(suite.path).read_text()).text
+
+
 @pytest.mark.parametrize(
     "cue, asked, heading",
     [

@@ -14,6 +14,8 @@ ASKED_OF_SHORTCUTS = {
     "ood": "The shortcut takes values that training never showed.",
     "shift": "The shortcut points to another class.",
 }
+TELLS_NOTHING = 0.005
+"""Below this predictive power, which is written as 0.00, a shortcut is none in the training data."""
 SEEN_BY_TEACHER = {
     "input": "sees what the student sees",
     "clean": "sees the unbiased twins of the images",
@@ -61,6 +63,10 @@ def story(config: Section, data: Section, *, several: bool) -> str:
         elsewhere = " and on others" if "shift" in meanings(config, data) else ""
         tested = f"{they} then tested on {seen} that training never showed{elsewhere}."
         return f"{who} from {seen} without a planted shortcut. {tested}"
+    power = (data.get("shortcut") or {}).get("train", {}).get("predictive_power")
+    if power is not None and power < TELLS_NOTHING:
+        tested = f"{they} then tested on new {seen} in which it tells nothing either, and on such where it does."
+        return f"{who} from {seen} in which {cue} tells nothing of the class. {tested}"
     share = _aligned_share(data)
     often = "" if share in (None, 1) else f" in {100 * share:.4g} % of the cases"
     return (
