@@ -156,35 +156,18 @@ def measure_maps(
     device: torch.device | str,
 ) -> list[Measurement]:
     """Every measure of explanations that is ``asked`` for."""
+    if benchmark.text is not None:
+        settings = asked.model_dump(include={"samples", "batch_size"})
+        measure = partial(of_words, class_signs=benchmark.text.signs, **settings)
+    else:
+        measure = partial(of_maps, mask_names=benchmark.mask_names, **asked.model_dump(exclude={"explainers"}))
     found: list[Measurement] = []
     for section in asked.explainers:
-        explainer, settings = make_explainer(section), asked.model_dump(exclude={"explainers"})
+        explainer, how = make_explainer(section), spelled(section)
         assert explainer is not None
-        if benchmark.text is not None:
-            of_texts = partial(of_words, class_signs=benchmark.text.signs, samples=asked.samples, device=device)
-            for name in splits:
-                found += of_texts(
-                    method.student,
-                    teacher,
-                    benchmark.split(name),
-                    name,
-                    explainer,
-                    measured_with=spelled(section),
-                    batch_size=asked.batch_size,
-                )
-            continue
         for name in splits:
-            found += of_maps(
-                method.student,
-                teacher,
-                benchmark.split(name),
-                name,
-                explainer,
-                measured_with=spelled(section),
-                device=device,
-                mask_names=benchmark.mask_names,
-                **settings,
-            )
+            split = benchmark.split(name)
+            found += measure(method.student, teacher, split, name, explainer, measured_with=how, device=device)
     return found
 
 
