@@ -482,7 +482,7 @@ class Stage:
     groups: Mapping[str, tuple[nn.Parameter, ...]] = field(default_factory=dict[str, tuple[nn.Parameter, ...]])
     """Parameter groups by name, each clipped apart; empty: one group of all parameters that require a gradient."""
     overrides: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """Training settings (epochs, lr, optimiser ...) that differ in this stage."""
+    """Training settings that differ in this stage (epochs, lr, optimiser ...): any but ``training.OF_THE_RUN``."""
     split: str = "train"
     weights: Float[Tensor, "samples"] | None = None
     """Sampling weights; None: every sample once per epoch."""

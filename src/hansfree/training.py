@@ -89,6 +89,10 @@ class Training(Schema):
         return self.epochs * per_epoch
 
 
+OF_THE_RUN = frozenset({"validate_every", "save_every"})
+"""Training settings that hold for all stages."""
+
+
 @dataclass(frozen=True)
 class Step:
     """What happened in one step, and where a later process could go on."""
@@ -214,9 +218,17 @@ def _fit_stage(
 
 
 def _of_stage(training: Training, stage: Stage) -> Training:
-    """The settings of one stage; a length of its own, in epochs or in steps, replaces the run's."""
+    """The settings of one stage; a length of its own, in epochs or in steps, replaces the run's.
+
+    Raises ``UserError`` for a setting that is no stage's own.
+    """
     if not stage.overrides:
         return training
+    if of_run := sorted(OF_THE_RUN & stage.overrides.keys()):
+        raise UserError(
+            f"stage {stage.name!r} of the method changes {' and '.join(of_run)}, which holds for a whole run; leave it "
+            "out of the stage's overrides and set it under training."
+        )
     base = training.model_dump(exclude={"epochs", "steps"} if {"epochs", "steps"} & stage.overrides.keys() else None)
     return parse(Training, {**base, **stage.overrides}, f"stage {stage.name!r}")
 

@@ -154,6 +154,16 @@ def test_a_stage_s_own_length_replaces_the_run_s(setup, tiny):
     assert stages == ["head"] * 6 + ["all"] * 4
 
 
+@pytest.mark.parametrize("key", ["validate_every", "save_every"])
+def test_a_stage_cannot_change_what_holds_for_the_run(key, setup, tiny):
+    class Impatient(TwoStages):
+        def next_stage(self):
+            return Stage("head", overrides={key: 2})
+
+    with pytest.raises(UserError, match=f"stage 'head' of the method changes {key}, which holds for a whole run"):
+        next(iter(fit(Impatient(setup), tiny, training())))
+
+
 def test_a_snapshot_stays_what_it_was(setup, tiny):
     method = ERM(setup)
     for step in fit(method, tiny, training()):
