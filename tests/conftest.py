@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from PIL import Image
 from scipy.io import savemat
 
@@ -17,6 +18,8 @@ from hansfree.explainers import LRP
 from hansfree.methods import METHODS
 from hansfree.models import load_model
 
+settings.register_profile("untimed", deadline=None)  # how busy the machine is fails no test
+settings.load_profile("untimed")
 torch.set_num_threads(1)
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a background job's children would ignore Ctrl-C as well
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hansfree.core import Boxes, Teacher
@@ -20,7 +20,6 @@ from hansfree.runs import RunFolder, write_json
 models = st.lists(st.lists(st.booleans(), min_size=14, max_size=14), min_size=2, max_size=4)
 
 
-@settings(deadline=None)
 @given(models, st.booleans())
 def test_samples_that_tell_models_apart_are_shown(found, has_teacher):
     teacher, *students = [np.array(right) for right in found]

@@ -169,7 +169,7 @@ def test_native_maps_stay_native(side):
 # All maps, all views
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(seeds)
 def test_linear_maps_stay_linear_at_every_resolution(seed):
     # A map that says where a place lies is cut exactly: the same places come out at 28 x 28 and at 7 x 7.
@@ -184,7 +184,7 @@ def test_linear_maps_stay_linear_at_every_resolution(seed):
         torch.testing.assert_close(apply_view(map, view)[clear], wanted[clear])
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(seeds)
 def test_scipy_moves_images_to_the_same_places(seed):
     height, width = 9, 14
@@ -232,7 +232,7 @@ def test_differentiable_in_the_map():
     assert torch.autograd.gradcheck(lambda m: apply_view(m, view, (3, 5)), (map,))
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(seeds)
 def test_views_compose(seed):
     first, second = (MOVING.draw_view(2, 8, 8, seeded(seed + i)).double() for i in range(2))
@@ -246,7 +246,7 @@ def test_views_compose(seed):
 # Whole batches
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(seeds, st.sampled_from([MOVING, ALL, Augmentation(crop=(0.1, 0.5), size=9)]))
 def test_image_twin_and_masks_go_together_and_stay_in_range(seed, augmentation):
     image = torch.rand(3, 1, 12, 10, generator=seeded(seed))
@@ -300,7 +300,7 @@ def test_the_view_of_an_image_that_was_cut_before_is_both():
 # Boxes
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(seeds, st.sampled_from([None, 9]))
 def test_boxes_hold_what_they_held(seed, size):
     generator = seeded(seed)

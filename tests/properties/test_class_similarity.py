@@ -48,7 +48,7 @@ def drawn(seed, n=40):
     return logits, torch.randint(7, (n,), generator=generator)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(0, 10**6), st.floats(0.2, 8), st.sampled_from([2.0, math.e, 10.0]))
 def test_bounded_blind_to_other_classes_and_to_shifts(seed, temperature, base):
     logits, label = drawn(seed)
@@ -64,7 +64,7 @@ def test_bounded_blind_to_other_classes_and_to_shifts(seed, temperature, base):
     torch.testing.assert_close(nats / math.log(base), found, equal_nan=True)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(0, 10**6))
 def test_the_chain_rule_forbids_much_within_and_little_over_all(seed):
     """What the published table has: H >= p(category) H(within category)."""

@@ -79,7 +79,7 @@ def packed(counts):
     return text
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 10**6), st.integers(1, 70), st.integers(1, 70), st.floats(0.01, 1))
 def test_runs_are_read_as_numbers_and_as_text(seed, height, width, share):
     mask = (np.random.default_rng(seed).random((height, width)) < share).astype(np.uint8)
@@ -226,7 +226,7 @@ def as_published(areas, counts, strength, coin, other):
     return out
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.sampled_from([5_000, 10_000, 12_000]), min_size=6, max_size=20), st.sampled_from([1.0, 0.8, 0.5]))
 def test_authors_indexing_is_that_of_the_published_script(areas, strength):
     areas = [*areas, *[12_000] * 9]

@@ -27,7 +27,7 @@ CLASSES = 10
 seeds = st.integers(0, 2**31)
 palettes = st.sampled_from(PALETTES)
 conflicts = st.sampled_from(["unbiased-palette", "other-class"])
-few = settings(max_examples=25, deadline=None)
+few = settings(max_examples=25)
 
 
 def small(**options) -> ColouredDigits:

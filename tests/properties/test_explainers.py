@@ -37,7 +37,7 @@ def images(count: int = 3) -> Tensor:
 TARGET = torch.tensor([0, 3, 1])
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 10**6), target=st.integers(0, 3))
 def test_gradient_x_input_is_complete_without_biases(seed, target):
     chosen = torch.full((3,), target)
@@ -45,7 +45,7 @@ def test_gradient_x_input_is_complete_without_biases(seed, target):
     torch.testing.assert_close(map.sum((1, 2, 3)), logits[:, target])
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 10**6), bias=st.booleans())
 def test_lrp_nears_gradient_x_input_as_epsilon_vanishes(seed, bias):
     model = network(nn.ReLU(), seed=seed, bias=bias)
@@ -53,7 +53,7 @@ def test_lrp_nears_gradient_x_input_as_epsilon_vanishes(seed, bias):
     torch.testing.assert_close(LRP(1e-13)(model, images(), TARGET).map, expected, rtol=1e-3, atol=1e-7)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 10**6), epsilon=st.floats(1e-4, 1))
 def test_the_output_factor_is_a_factor_per_sample(seed, epsilon):
     model = network(nn.ReLU(), seed=seed)

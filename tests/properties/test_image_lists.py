@@ -100,7 +100,7 @@ def test_a_list_chooses_its_images_whatever_their_folders_are_called_by(imagenet
     assert names(few.split("valid")) == names(benchmark.split("valid"))
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.sets(st.integers(0, 13), min_size=1), st.randoms())
 def test_a_list_means_the_same_in_any_order(places, rows, random):
     files = [Path(f"root/class/{row}.png") for row in range(14)]

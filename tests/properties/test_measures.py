@@ -47,7 +47,7 @@ def masks(draw, size=12):
     return (torch.rand(3, size, size, generator=generator) < draw(st.sampled_from([0.1, 0.5, 1.0]))).double()
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(maps())
 def test_agreement_of_maps_is_bounded_symmetric_and_1_of_a_map_with_itself(pair):
     for name, similarity in EXPLANATION_AGREEMENT.items():
@@ -61,7 +61,7 @@ def test_agreement_of_maps_is_bounded_symmetric_and_1_of_a_map_with_itself(pair)
             torch.testing.assert_close(itself, torch.ones_like(itself))
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(maps(), st.sampled_from([2.0**-20, 0.5, 8.0]))
 def test_the_scale_of_a_map_is_of_no_account(pair, scale):
     """Powers of two, which round nothing: sums that differ by a rounding alone are no ties."""
@@ -69,7 +69,7 @@ def test_the_scale_of_a_map_is_of_no_account(pair, scale):
         torch.testing.assert_close(similarity(pair[0] * scale, pair[1]), similarity(*pair), equal_nan=True, msg=name)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(maps(channels=1))
 def test_rank_correlation_reads_the_order_alone(pair):
     map, other = ((m / m.abs().max().clamp_min(1e-300)) for m in pair)
@@ -78,7 +78,7 @@ def test_rank_correlation_reads_the_order_alone(pair):
     torch.testing.assert_close(rank_correlation(-map, other), -found, equal_nan=True)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(maps(), st.integers(0, 10**6))
 def test_the_places_of_pixels_matter_to_ssim_alone(pair, seed):
     order = torch.randperm(144, generator=torch.Generator().manual_seed(seed))
@@ -88,7 +88,7 @@ def test_the_places_of_pixels_matter_to_ssim_alone(pair, seed):
         torch.testing.assert_close(similarity(*moved), similarity(*pair), equal_nan=True, msg=name)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(maps(count=1), st.floats(0.01, 1))
 def test_a_constant_map_has_as_much_in_common_as_chance_gives(map, share):
     k = max(1, round(share * 144))
@@ -96,7 +96,7 @@ def test_a_constant_map_has_as_much_in_common_as_chance_gives(map, share):
     torch.testing.assert_close(found, torch.full_like(found, k / 144))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(maps(count=1), masks())
 def test_localisation_is_bounded_and_right_at_the_ends(map, mask):
     (map,) = map
@@ -113,7 +113,7 @@ def test_localisation_is_bounded_and_right_at_the_ends(map, mask):
         assert (LOCALISATION[name](mask[:, None], mask)[there] == 1).all(), name
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(maps(count=1), masks(), st.sampled_from([2.0**-10, 2.0, 2.0**20]))
 def test_localisation_reads_no_scale(map, mask, scale):
     for name in LOCALISATION.keys() - {"epg"}:  # the published one calls small maps empty
@@ -121,14 +121,14 @@ def test_localisation_reads_no_scale(map, mask, scale):
         torch.testing.assert_close(ours, scaled, equal_nan=True, msg=name)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(maps(count=1), st.integers(0, 11))
 def test_a_map_that_moves_with_its_image_is_equivariant(map, shift):
     found = shift_similarity(map[0], shifted(map[0], shift), shift)
     assert (found.isnan() | (found > 1 - 1e-9)).all()
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(2, 16), st.integers(0, 10**6))
 def test_a_curve_that_returns_has_its_period(steps, seed):
     generator = torch.Generator().manual_seed(seed)
@@ -146,7 +146,7 @@ def predictions(draw):
     return Predictions(logits, label, bias, theirs, {(y, a): 1 for y in range(7) for a in range(2)})
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(predictions())
 def test_measures_of_predictions_and_their_intervals_are_bounded(p):
     sums = {name: found for name, metric in METRICS.items() if (found := metric.sums(p)) is not None}
@@ -160,7 +160,7 @@ def test_measures_of_predictions_and_their_intervals_are_bounded(p):
     assert METRICS["agreement"](p) <= METRICS["agreement_top5"](p)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(predictions())
 def test_a_model_agrees_with_itself_and_logits_may_be_shifted(p):
     same = Predictions(p.logits, p.label, teacher_logits=p.logits + 3)

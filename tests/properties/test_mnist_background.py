@@ -19,7 +19,7 @@ CLASSES = 10
 SHORTCUTS = ("colour", "texture", "mark")
 seeds = st.integers(0, 2**31)
 shortcuts = st.sampled_from(SHORTCUTS)
-few = settings(max_examples=15, deadline=None)
+few = settings(max_examples=15)
 cues = st.floats(0, 1, exclude_max=True, width=32)
 
 

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hansfree.core import Batch, Benchmark, Boxes, InputSpec, Setup, Split
@@ -69,7 +69,6 @@ def config(method, **changes):
 # Which class is explained
 
 
-@settings(deadline=None)
 @given(st.integers(1, 6), st.integers(2, 6), st.integers(0, 99))
 def test_a_positive_class_where_there_is_one_else_the_highest(count, classes, seed):
     generator = torch.Generator().manual_seed(seed)
@@ -221,7 +220,6 @@ def test_rules_of_localisation_measure_maps_in_bins_and_then_ask_for_f1():
 points = st.lists(st.tuples(*[st.floats(0, 1)] * 3), min_size=1, max_size=12)
 
 
-@settings(deadline=None)
 @given(points)
 def test_the_front_holds_what_nothing_surpasses(found):
     front, places = set(pareto_front(found)), [binned(point) for point in found]

@@ -53,7 +53,7 @@ def corners(place):
     return torch.linalg.solve(place[:, :2], (ends - place[:, 2]).T).T
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 10**6), st.floats(0.2, 1.0), st.booleans())
 def test_cut_outs_keep_their_shape_turn_little_and_fit(seed, short, upright):
     side = torch.tensor([[short, 1.0] if upright else [1.0, short]])
@@ -70,7 +70,7 @@ def test_cut_outs_keep_their_shape_turn_little_and_fit(seed, short, upright):
     assert ((points.abs() <= 1 + 1e-4).all(0) | too_large).all()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 10**6), st.floats(1.0, 3.0), st.booleans())
 def test_scenes_are_squares_within_the_photograph(seed, long, upright):
     side = torch.tensor([[1.0, long] if upright else [long, 1.0]])
@@ -108,7 +108,7 @@ def test_a_transparent_pixel_s_hidden_colour_never_shows(tmp_path):
 # Parts
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(8, 60), st.integers(0, 3))
 def test_eight_rotations_test_everything_twice_and_validate_it_once(count, order):
     items = list(range(count))

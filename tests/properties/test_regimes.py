@@ -68,7 +68,7 @@ def method_on(benchmark, name, **settings):
 # Few shots
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(1, 6), st.integers(0, 2**31 - 1))
 def test_so_many_of_each_class_and_fewer_shots_among_more(shots, seed):
     label = torch.randint(4, (200,), generator=seeded(seed % 7))

@@ -52,7 +52,7 @@ class Runner(TargetRule):
         return logits.topk(2).indices[:, 1]
 
 
-same_fixtures = settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+same_fixtures = settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 """Hypothesis warns of fixtures that are shared by all examples; these stores are only read."""
 
 
@@ -91,7 +91,7 @@ def batch_of(benchmark, name="train", rows=(7, 0, 31, 16)):
 # Numbers
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.integers(0, 2**31 - 1), st.floats(-30, 30), st.sampled_from(DTYPES))
 def test_what_is_kept_of_a_map_is_the_map_up_to_its_precision(seed, exponent, dtype):
     maps = 10.0**exponent * torch.randn(3, 2, 2, 5, 4, generator=torch.Generator().manual_seed(seed))

@@ -32,7 +32,7 @@ def batch_of(count=5, size=6, seed=0):
 # What each of them shows
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(seeds, st.sampled_from(REPLACED))
 def test_the_object_stays_and_the_rest_is_replaced(seed, sees):
     batch = batch_of(seed=seed)

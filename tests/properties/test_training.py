@@ -7,7 +7,7 @@ from typing import get_args
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -39,7 +39,6 @@ def setup(build, tiny):
     return Setup(lambda: student, None, 48, 3, tiny.input)
 
 
-@settings(deadline=None)
 @given(st.integers(1, 60), st.integers(1, 20), st.integers(0, 99))
 def test_an_epoch_is_a_permutation_without_its_incomplete_end(samples, size, seed):
     order = batches(samples, min(size, samples), seed)

@@ -53,7 +53,7 @@ def whole(split):
 # Where an accessory lies
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.floats(0, 60), st.floats(0, 40), st.floats(2, 30), st.floats(-180, 180), st.integers(3, 20), st.integers(3, 20)
 )

@@ -15,7 +15,7 @@ def layers(seed, count, widths):
     return [torch.randn(count, width, generator=generator, dtype=torch.double) for width in widths]
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.integers(0, 10**6), widths, widths, widths, st.integers(1, 4))
 def test_all_layers_together_are_each_pair_by_itself(seed, one, other, third, parts):
     count = 6 * parts
@@ -29,7 +29,7 @@ def test_all_layers_together_are_each_pair_by_itself(seed, one, other, third, pa
             torch.testing.assert_close(found.value[i, j], minibatch_cka(x, y, 6), equal_nan=True)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.integers(0, 10**6), st.integers(2, 9))
 def test_a_layer_that_is_turned_moved_and_scaled_is_the_same(seed, width):
     x, noise = layers(seed, 24, (width, width))

@@ -123,7 +123,7 @@ def test_no_step_is_refused():
         deletion_curve(lambda shown: shown.sum((1, 2, 3)), images, map, steps=0)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 1000), scale=st.floats(1e-20, 1e20), steps=st.integers(1, 9))
 def test_curves_begin_and_end_with_whole_images_and_do_not_see_scale(seed, scale, steps):
     images, map = some(seed=seed)

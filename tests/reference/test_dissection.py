@@ -48,7 +48,7 @@ def found_thresholds(values, quantiles, memory=1 << 20, parts=3):
     return found.values
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     st.lists(st.tuples(floats, floats), min_size=1, max_size=40),
     st.lists(st.sampled_from([0.001, 0.005, 0.1, 0.29, 0.5, 0.9]), min_size=1, max_size=3, unique=True),

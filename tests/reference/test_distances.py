@@ -95,7 +95,7 @@ def test_impossible_stops_are_user_errors(stop):
     assert pyramid(*maps(1, 1, 28, 28), stop=5).isfinite()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 10**6), scale=st.floats(-20, 20).map(lambda power: 10.0**power))
 def test_what_scale_changes(seed, scale):
     student, teacher = maps(2, 3, 5, seed=seed)
@@ -105,14 +105,14 @@ def test_what_scale_changes(seed, scale):
         torch.testing.assert_close(distance(scale * student, scale * teacher), expected)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(scale=st.floats(-5, 5).map(lambda power: 10.0**power))
 def test_the_cosine_does_not_see_the_scale_of_one_map(scale):
     student, teacher = maps(2, 3, 5)
     torch.testing.assert_close(cosine(scale * student, teacher), cosine(student, teacher))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 10**6), factor=st.floats(-4, 4).map(lambda power: 10.0**power))
 def test_a_scaled_map_is_apart_unless_only_direction_counts(seed, factor):
     student, _ = maps(2, 3, 5, seed=seed)
@@ -122,7 +122,7 @@ def test_a_scaled_map_is_apart_unless_only_direction_counts(seed, factor):
     torch.testing.assert_close(cosine(student, factor * student), torch.zeros(2, dtype=torch.double))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 10**6), index=st.integers(0, 14), power=st.floats(-18, 18))
 def test_zero_if_and_only_if_equal(seed, index, power):
     student, _ = maps(1, 15, seed=seed)

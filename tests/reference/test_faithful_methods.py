@@ -73,7 +73,7 @@ def number(value):
 # kd
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(seeds, st.floats(0.5, 8))
 def test_the_divergence_of_several_labels_is_that_of_each_class_s_yes_or_no(seed, temperature):
     student, teacher = 3 * random(4, 5, seed=seed), 3 * random(4, 5, seed=seed + 1)
@@ -142,7 +142,7 @@ def attention(features):
     return maps
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(seeds, st.floats(0.01, 100))
 def test_attention_transfer_from_its_paper(seed, scale):
     student, teacher = random(3, 2, 4, 5, seed=seed), random(3, 7, 4, 5, seed=seed + 1)
@@ -191,7 +191,7 @@ def inner_maps(method, batch):
 # cat-kd
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(seeds)
 def test_class_attention_transfer_from_its_paper(seed):
     student, teacher = random(2, 3, 4, 4, seed=seed), random(2, 3, 6, 6, seed=seed + 1)
@@ -288,7 +288,7 @@ def test_review_kd_warms_up_epoch_by_epoch_in_training_alone(exact, batch):
 # crd
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(seeds, st.floats(0.05, 1))
 def test_contrast_is_noise_contrastive_estimation(seed, temperature):
     u, v, bank = (torch.nn.functional.normalize(random(n, 8, seed=seed + i)) for i, n in enumerate((3, 3, 6)))

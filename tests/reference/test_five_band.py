@@ -135,7 +135,7 @@ def test_binary_views_are_scikit_learn_s(seed):
     assert found["object_auroc"][3].isnan() and found["feature_f1"][3].isnan()
 
 
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(st.integers(0, 10**6), st.sampled_from([2.0**-30, 4.0, 2.0**30]))
 def test_scores_are_shares_that_read_no_scale(seed, scale):
     map, truth = cases(seed, size=4)

@@ -65,7 +65,7 @@ def slow_iou(first, second):
 
 
 @given(shares, shares)
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_iou_is_that_of_plain_sums(first, second):
     first, second = [v + 0.01 for v in first], [v + 0.01 for v in second]
     parts = [slice(0, 4), slice(4, 6)]
@@ -77,7 +77,7 @@ def test_iou_is_that_of_plain_sums(first, second):
 
 
 @given(st.lists(st.booleans(), min_size=5, max_size=5), st.lists(st.booleans(), min_size=5, max_size=5))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_hard_masks_have_the_iou_and_the_share_of_sets(first, second):
     a, b = ({i for i, kept in enumerate(m) if kept} for m in (first, second))
     expected = len(a & b) / len(a | b) if a | b else 0

@@ -49,7 +49,7 @@ def slowly(p):
     }
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(predictions())
 def test_every_accuracy_is_what_a_loop_says(p):
     slow = slowly(p)

@@ -146,7 +146,7 @@ def test_factors_are_compared_by_their_directions(exact, batch):
     assert number(terms["factor"]) == pytest.approx(20 * slow_distance(pooled, teacher))
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(st.integers(0, 2**31 - 1), st.floats(0.1, 10))
 def test_the_distance_of_factors_ignores_their_size_alone(seed, scale):
     draw = torch.Generator().manual_seed(seed)
@@ -194,7 +194,7 @@ def test_images_are_turned_three_times(batch):
     np.testing.assert_array_equal(array(with_turned(batch.images)), turned(batch.images))
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.integers(0, 2**31 - 1), st.sampled_from([0.0, 0.3, 0.75, 1.0]))
 def test_the_least_wrong_rows_are_kept(seed, share):
     draw = np.random.default_rng(seed)

@@ -46,7 +46,7 @@ rated = st.lists(st.tuples(st.integers(-3, 3), st.booleans()), min_size=2, max_s
 
 
 @given(rated)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_rankings_agree_with_scikit_learn(words):
     values, truth = torch.tensor([w[0] / 2 for w in words]), torch.tensor([w[1] for w in words])
     if truth.all() or not truth.any():
