@@ -7,6 +7,7 @@ import re
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 import torch
@@ -95,22 +96,30 @@ def kind(node: Any) -> str:
     return name if own is None or own.__module__ == nodes.__name__ else f"({name})"
 
 
-def closure(root: Any, following: Callable[[Any], Iterable[Any]]) -> dict[Any, None]:
+def walk(root: Any, following: Callable[[Any], Iterable[Any]]) -> Iterator[Any]:
     """Every node that can be reached from ``root``, in a fixed order (constants have no node: None)."""
-    reached: dict[Any, None] = {}
+    reached = set[Any]()
     waiting = [root]
     while waiting:
         node = waiting.pop()
         if node is not None and node not in reached:
-            reached[node] = None
+            reached.add(node)
+            yield node
             waiting.extend(following(node))
-    return reached
+
+
+def closure(root: Any, following: Callable[[Any], Iterable[Any]]) -> dict[Any, None]:
+    """All of :func:`walk`, to look nodes up in."""
+    return dict.fromkeys(walk(root, following))
 
 
 def is_first(node: Any) -> bool:
-    """Whether everything that ``node`` was computed from leads back to one leaf, the explained input."""
-    seen = closure(node, inputs_of)
-    return sum(not used.next_functions for used in seen) == 1
+    """Whether everything that ``node`` was computed from leads back to one leaf, the explained input.
+
+    Two leaves settle it, which lie near: a layer before this one has weights.
+    """
+    leaves = (used for used in walk(node, inputs_of) if not used.next_functions)
+    return len(list(islice(leaves, 2))) == 1
 
 
 def _is_pair(node: Any) -> bool:
