@@ -5,7 +5,7 @@ PIP := $(BIN)/pip --disable-pip-version-check install --quiet -c constraints.txt
 
 .PHONY: demo test test-all check setup setup-dev docs truth bench bench-explanations clean
 
-demo: setup  ## The main job: train, compare and report on real digits (about five minutes on two cores).
+demo: setup  ## The main job: train, compare and report on real digits (about a quarter of an hour on two cores).
 	$(BIN)/hansfree suite configs/coloured-digits.yaml
 
 test: setup-dev  ## The fast tests.
