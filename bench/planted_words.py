@@ -10,6 +10,7 @@ import sys
 from collections.abc import Hashable
 from pathlib import Path
 
+from rich.progress import track
 from torch import nn
 
 from hansfree.config import parse
@@ -27,7 +28,8 @@ EXPLAINER = IntegratedGradients(steps=20, quadrature="midpoint", baseline="pad")
 
 def measured(model: nn.Module, benchmark: Benchmark, samples: int) -> list[float]:
     """What is ``ASKED`` of one model."""
-    assert benchmark.text is not None
+    if benchmark.text is None or not benchmark.biases:
+        raise SystemExit(f"No word is planted in {benchmark.name} as it was run; name a suite with a trigger_ratio.")
     found: list[float] = []
     for split, metric in ASKED:
         values = of_words(
@@ -41,7 +43,7 @@ def measured(model: nn.Module, benchmark: Benchmark, samples: int) -> list[float
 def main(suite: str, samples: str = "100") -> None:
     """Print the table of the suite in the folder ``suite``."""
     place, found = SuiteFolder(Path(suite)), dict[str, dict[Hashable, list[float]]]()
-    for cell in read_results(place.results)["cells"]:
+    for cell in track(read_results(place.results)["cells"], "Explaining"):
         folder = RunFolder(place.path / cell["folder"])
         benchmark = make_benchmark(parse(RunConfig, read_yaml(folder.config)))
         models = {cell["variant"]: (cell["seed"], folder)}

@@ -106,6 +106,11 @@ def test_what_is_redrawn_at_each_access_still_is():
     assert torch.equal(first.input, second.input) and not torch.equal(first.clean, second.clean)
 
 
+def test_the_tests_ask_what_they_asked():
+    whole, few = (make_benchmark(config(benchmark=COLOURED, **shots)) for shots in ({}, {"shots": 2}))
+    assert few.shortcut == whole.shortcut == "the colour" and few.asks == whole.asks and "ood" in few.asks
+
+
 def test_the_record_tells_of_the_shots():
     record = few_shots(PlainDigits(limit=300, valid=60, test=60), 5, seed=3).record()
     assert record["splits"]["train"] == {"size": 50} and record["splits"]["valid"]["size"] == 60
